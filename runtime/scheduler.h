@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* runtime/scheduler.h - who runs in the next step: pure, no I/O, no clock, no device.
+ *
+ * plan() moves sequences between WAITING and RUNNING, takes pages and credits, and lists the rows of
+ * the next batch; apply() takes what a step returned and lists what to tell the clients. First come
+ * first served, decode before prefill, prefill in chunks under the token budget.
+ *
+ *   P1  every row's pages are booked before it is listed (kv.h), every row's events too (outlet.h)
+ *   P2  a sequence has at most one row a batch
+ *   P3  a RUNNING sequence holds a device slot; a WAITING one holds nothing
+ *   P4  while anything runs or waits, and credits and pages allow, a plan is not empty */
+#ifndef RUNTIME_SCHEDULER_H
+#define RUNTIME_SCHEDULER_H
+
+#include "runtime/kv.h"
+#include "runtime/outlet.h"
+#include "runtime/sequence.h"
+
+struct ll_scheduler_limits {
+    uint32_t n_rows_max;   /* --max-num-seqs */
+    uint32_t n_tokens_max; /* --max-num-batched-tokens */
+    uint32_t n_slots;      /* device slots */
+    uint32_t context_max;
+    uint64_t stall_ns; /* a reader without credit so long ends as stalled; 30 s */
+};
+
+struct ll_plan_row {
+    uint32_t seq;
+    uint32_t pos, n_tokens;
+    uint16_t flags;     /* LL_ROW_* */
+    bool is_from_device; /* the id is what the device sampled last */
+    uint32_t n_booked;  /* events */
+    uint32_t n_scored;  /* prompt positions it scores */
+};
+
+struct ll_plan {
+    struct ll_plan_row *row; /* [n_rows_max] */
+    uint32_t n_rows, n_tokens;
+};
+
+struct ll_scheduler {
+    struct ll_scheduler_limits limits;
+    struct ll_seq_pool *pool;
+    struct ll_kv *kv;
+    struct ll_outlet *outlet;
+    struct ll_stats *stats;
+    uint32_t *free_slot; /* stack of device slots */
+    uint32_t n_free_slots;
+};
+
+int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_limits *limits,
+                      struct ll_seq_pool *pool, struct ll_kv *kv, struct ll_outlet *outlet,
+                      struct ll_stats *stats);
+void ll_scheduler_free(struct ll_scheduler *scheduler);
+
+/* Next step; n_rows 0: nothing can run. Also ends what was cancelled, stopped, expired, stalled. */
+void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out);
+
+/* Takes a polled step: the plan it came from and its rows; fills yields[plan->n_rows], returns how
+ * many. Ends sequences (eos, stop ids, max_tokens, NaN). */
+uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan *plan,
+                            const struct ll_result *result, uint64_t now_ns,
+                            struct ll_yield *yields);
+
+/* P2, P3 and kv; aborts on a fault. */
+void ll_scheduler_check(const struct ll_scheduler *scheduler);
+
+#endif

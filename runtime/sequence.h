@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* runtime/sequence.h - one sequence of tokens on its way: who asked, what for, how far it is.
+ *
+ * A fixed pool, made at start: token and page arrays included. One request is one sequence until
+ * n > 1 is served. All fields belong to the step thread.
+ *
+ *   Q1  FREE -> INTAKE (prompt being copied) -> WAITING -> RUNNING -> ENDING -> FREE
+ *       WAITING, RUNNING -> ENDING for any end; ENDING -> FREE once n_in_flight is 0
+ *   Q2  token[0 .. n_prompt) is the prompt, token[n_prompt .. n_tokens) what was sampled and polled
+ *   Q3  pos_lo <= pos_hi: tokens whose KV is certainly / at most there after all submitted steps.
+ *       Without speculation they are equal
+ *   Q4  pages cover pos_hi + LL_ROW_TOKENS_MAX tokens while RUNNING, none are held in WAITING
+ *   Q5  exactly one terminal event an accepted request: is_told goes false -> true once */
+#ifndef RUNTIME_SEQUENCE_H
+#define RUNTIME_SEQUENCE_H
+
+#include "kernels/backend.h"
+#include "shm/wire.h"
+
+#include <stdbool.h>
+
+#define LL_NONE UINT32_MAX
+
+enum ll_seq_state {
+    LL_SEQ_FREE = 0,
+    LL_SEQ_INTAKE,
+    LL_SEQ_WAITING,
+    LL_SEQ_RUNNING,
+    LL_SEQ_ENDING,
+};
+
+/* How a request ends; the first of them wins. Each is a column of the ledger. */
+enum ll_end {
+    LL_END_NONE = 0,
+    LL_END_STOP,      /* finished: eos, stop id, or the client's STOP */
+    LL_END_LENGTH,    /* finished */
+    LL_END_CANCELLED, /* cancelled */
+    LL_END_EXPIRED,   /* expired: ERROR LL_E_DEADLINE */
+    LL_END_STALLED,   /* stalled: ERROR LL_E_STALLED */
+    LL_END_FAILED,    /* failed: ERROR, code in end_code */
+    LL_END_LOST,      /* lost: the client is gone, nobody to tell */
+};
+
+struct ll_seq {
+    uint32_t index; /* in the pool */
+    enum ll_seq_state state;
+    uint32_t prev, next; /* list of its state, LL_NONE at the ends */
+
+    /* who asked */
+    uint32_t client, slot, gen, choice;
+    uint64_t tag;
+
+    /* what for: gate-checked copies */
+    uint32_t n_prompt, max_tokens;
+    uint32_t flags; /* LL_REQ_* */
+    uint8_t n_top, n_prompt_top;
+    int8_t priority;
+    uint32_t tenant, adapter;
+    uint64_t salt[2];
+    uint64_t deadline_ns; /* 0: none */
+    uint64_t seed;
+    struct ll_sampling sampling; /* end[] holds eos (unless ignored) and the stop ids */
+    struct ll_bias *bias;        /* [LL_BIAS_MAX], the pool's */
+    uint32_t n_bias;
+    uint32_t prompt_off; /* intake: bytes into the arena */
+    uint32_t bias_off;
+
+    /* how far */
+    uint32_t *token; /* [token_capacity], the pool's */
+    uint32_t n_copied;  /* intake: prompt ids here so far */
+    uint32_t n_tokens;  /* Q2 */
+    uint32_t n_cached;  /* prompt tokens not computed */
+    uint32_t pos_lo, pos_hi;
+    uint32_t *page; /* [page_capacity], the pool's */
+    uint32_t n_pages;
+    uint32_t n_pages_sent; /* page table entries the device has */
+    uint32_t device_slot;  /* LL_NONE: none */
+    bool needs_init;       /* device slot to be (re)built by the next batch */
+    uint32_t n_in_flight;  /* rows submitted and not polled */
+    uint32_t n_scored;     /* prompt positions whose logprobs were reported */
+
+    /* credits, in events */
+    uint32_t n_written; /* events written for this request, terminal one excluded */
+    uint32_t n_taken;   /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
+    uint32_t n_booked;  /* promised by rows in flight */
+    uint64_t starved_ns; /* since when no credit; 0: has credit */
+
+    /* the end */
+    enum ll_end end;
+    int32_t end_code;  /* LL_E_*, with FAILED */
+    uint32_t stop_id;  /* LL_NONE: none */
+    bool is_told;      /* Q5 */
+    bool is_cancelled; /* asked for; takes effect in the next plan */
+    bool is_stopped;   /* op STOP, likewise */
+
+    uint64_t t_seen_ns, t_first_ns, t_last_ns;
+};
+
+struct ll_seq_list {
+    uint32_t first, last, n;
+};
+
+struct ll_seq_pool {
+    struct ll_seq *seq; /* [n] */
+    uint32_t n;
+    uint32_t token_capacity, page_capacity;
+    struct ll_seq_list list[LL_SEQ_ENDING + 1]; /* by state */
+    void *memory; /* token, page and bias arrays: one mapping */
+    size_t memory_bytes;
+};
+
+/* Makes n sequences, each with room for context_max tokens. */
+int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max);
+void ll_seq_pool_free(struct ll_seq_pool *pool);
+
+/* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */
+struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
+/* Moves a sequence to the end (or the front) of another state's list. */
+void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
+void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
+
+/* Q1..Q3 and the lists, whole pool; aborts on a fault. Debug builds run it after each step. */
+void ll_seq_check(const struct ll_seq_pool *pool);
+
+/* What a polled step yields for one sequence, in order; apply fills, outlet writes. */
+struct ll_yield {
+    uint32_t seq;
+    uint32_t n_tokens; /* sampled ids kept (cut at the end id, max_tokens) */
+    uint32_t index;    /* place of the first in the choice */
+    uint32_t token[LL_ROW_TOKENS_MAX];
+    float logprob[LL_ROW_TOKENS_MAX];
+    const struct ll_ext *ext; /* [n_tokens * n_top], then n_scored * (1 + n_prompt_top) */
+    uint32_t n_scored, first_scored; /* prompt positions scored by this row */
+    uint32_t n_booked; /* credits to give back */
+};
+
+#endif
