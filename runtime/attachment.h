@@ -30,6 +30,8 @@ struct ll_domain {
     struct ll_region region;
     struct ll_bell_reader bell; /* step thread */
     bool is_swept_only;         /* step thread: after three repairs the bell is not believed */
+    uint32_t n_polled;          /* step thread: its attachments that intake knows */
+    uint64_t n_empty;           /* step thread: times the bell answered "empty" */
     bool is_used;
 };
 
@@ -39,7 +41,6 @@ struct ll_shadow {
     uint32_t gen;      /* last generation seen */
     uint8_t phase;     /* enum ll_shadow_phase */
     uint32_t sequence; /* index of the sequence while not IDLE */
-    uint32_t taken;    /* last value of ll_req.taken read */
 };
 
 struct ll_attachment {
@@ -51,6 +52,7 @@ struct ll_attachment {
     struct ll_domain *domain; /* own one with --isolate client */
     struct ll_region req, rsp;
     int socket_fd, pid_fd, kick_fd, wake_fd;
+    bool has_died; /* set before DETACH: no BYE came, so what was open counts as lost */
 
     /* views, made once by the control thread, used by the step thread */
     struct ll_req *slot; /* shared, [n_slots] */
@@ -63,15 +65,18 @@ struct ll_attachment {
     /* step thread */
     struct ll_event_writer events;
     struct ll_shadow *shadow; /* [n_slots] */
-    uint32_t n_open;          /* slots not IDLE */
+    uint32_t n_open;          /* slots not IDLE: each has one event reserved */
+    uint32_t n_seqs;          /* sequences not FREE: told ones may have rows in flight */
     uint64_t n_doorbells;     /* to compare with hot->n_submitted */
     uint32_t n_malformed;     /* in the second that began at malformed_ns */
     uint64_t malformed_ns;
-    int64_t credits_reserved; /* events promised: terminal ones and rows in flight */
-    uint64_t quarantine_pos;  /* bell position at the death notice */
-    bool is_fenced;           /* nothing is read or written any more */
-    bool is_leaving;          /* DETACH came: cancel all, then give back */
-    bool is_touched;          /* events written this step: look at wait_word */
+    int64_t credits_reserved;  /* events promised: terminal ones and rows in flight */
+    uint64_t quarantine_pos;   /* bell position at the death notice */
+    uint64_t quarantine_empty; /* domain's n_empty then */
+    bool needs_scan;           /* a request could not be taken yet: look at the slots again */
+    bool is_fenced;            /* nothing is read or written any more */
+    bool is_leaving;           /* DETACH came: cancel all, then give back */
+    bool is_touched;           /* events written this step: look at wait_word */
 };
 
 #endif

@@ -17,7 +17,7 @@ struct ll_gate_limits {
     uint32_t n_adapters;
     uint32_t n_eos;
     uint32_t eos[LL_EOS_MAX];
-    bool has_grammar, has_priority, has_late; /* what this runtime can do yet */
+    bool has_grammar, has_priority, has_draft; /* what this runtime can do */
 };
 
 struct ll_refusal {
@@ -25,6 +25,12 @@ struct ll_refusal {
     uint32_t retry_ms;
     char text[32];
 };
+
+/* KV tokens a request books at most: its own and room for one row of speculation. */
+static inline uint64_t ll_gate_tokens(uint32_t n_prompt, uint32_t max_tokens)
+{
+    return (uint64_t)n_prompt + max_tokens + LL_ROW_TOKENS_MAX;
+}
 
 /* Checks the fixed part (a private copy of struct ll_req) and fills the sequence's parameters.
  * 0, or a negative code with *why filled. */

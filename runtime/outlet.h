@@ -20,17 +20,27 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
+    uint64_t tokens_waiting; /* prompt tokens of requests accepted that never ran yet */
     uint32_t touched[LL_ATTACHMENTS_MAX]; /* clients written to this step */
     uint32_t n_touched;
 };
 
+/* Most events one row may book, so that a row with prompt logprobs always fits a window. */
+#define LL_OUTLET_ROW_EVENTS_MAX 64u
+
 void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
                     struct ll_mailbox *to_control);
 
+/* By intake: a client comes and goes. */
+void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client);
+void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client);
+
 /* Can one more request be promised a terminal event? Reserves it. */
 bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client);
-/* ACCEPTED / RUNNING into the client-visible slot state. */
-void ll_outlet_phase(struct ll_outlet *outlet, const struct ll_seq *seq, enum ll_slot_phase phase);
+/* ACCEPTED (intake, before WAITING) / RUNNING (scheduler, each time it starts to run) into the
+ * client-visible slot state; queue_ns, tokens_waiting. */
+void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
+                     uint64_t now_ns);
 
 /* A request refused at the gate: ERROR event, slot DONE, ledger. The request has a reservation. */
 void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t slot,
@@ -38,16 +48,26 @@ void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, ui
 
 /* Most events a row may yield: for the plan's booking. */
 uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n_sampled, uint32_t n_scored);
-/* O2: books `events` for a row; false: no credit now (seq->starved_ns is set). */
-bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events,
-                    uint64_t now_ns);
+/* How many prompt tokens a row may score so that row_events(seq, n_sampled, that) is at most
+ * LL_OUTLET_ROW_EVENTS_MAX: the plan cuts rows of a LL_REQ_PROMPT_LOGPROBS sequence to it. >= 1. */
+uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled);
+/* O2: books `events` (in seq->n_booked too) for a row; false: no credit now (seq->starved_ns is
+ * set at the first such time and cleared by the next success). */
+bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns);
 
-/* Writes what a step yielded, then the terminal events of all sequences in ENDING that are not yet
- * told; frees those with nothing in flight. */
+/* Writes what a step yielded (n may be 0), gives back n_booked of each yield, then writes the
+ * terminal events of all sequences in ENDING that are not yet told, and moves to FREE those told
+ * with n_in_flight 0, no pages and no device slot: the scheduler takes these back before. Called
+ * once a turn of the loop, also when no step was polled. */
 void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, uint32_t n,
                        uint64_t now_ns);
-/* After the next step is submitted: fence once, wake who sleeps, at most 8 here, the rest by mail. */
+/* After the next step is submitted: fence once, wake who sleeps, at most 8 here, the rest by mail.
+ */
 void ll_outlet_wake(struct ll_outlet *outlet);
+
+/* O4: nothing is written to or read from this client any more; its sequences are marked is_lost;
+ * control is told by mail. */
+void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int32_t code);
 
 /* Everybody is told once (R11): running and waiting sequences end as FAILED with code. */
 void ll_outlet_fail_all(struct ll_outlet *outlet, int32_t code, uint64_t now_ns);

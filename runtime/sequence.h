@@ -66,10 +66,10 @@ struct ll_seq {
     uint32_t bias_off;
 
     /* how far */
-    uint32_t *token; /* [token_capacity], the pool's */
-    uint32_t n_copied;  /* intake: prompt ids here so far */
-    uint32_t n_tokens;  /* Q2 */
-    uint32_t n_cached;  /* prompt tokens not computed */
+    uint32_t *token;   /* [token_capacity], the pool's */
+    uint32_t n_copied; /* intake: prompt ids here so far */
+    uint32_t n_tokens; /* Q2 */
+    uint32_t n_cached; /* prompt tokens not computed */
     uint32_t pos_lo, pos_hi;
     uint32_t *page; /* [page_capacity], the pool's */
     uint32_t n_pages;
@@ -80,20 +80,23 @@ struct ll_seq {
     uint32_t n_scored;     /* prompt positions whose logprobs were reported */
 
     /* credits, in events */
-    uint32_t n_written; /* events written for this request, terminal one excluded */
-    uint32_t n_taken;   /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
-    uint32_t n_booked;  /* promised by rows in flight */
+    uint32_t n_written;  /* events written for this request, terminal one excluded */
+    uint32_t n_taken;    /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
+    uint32_t n_booked;   /* promised by rows in flight */
     uint64_t starved_ns; /* since when no credit; 0: has credit */
 
     /* the end */
     enum ll_end end;
-    int32_t end_code;  /* LL_E_*, with FAILED */
-    uint32_t stop_id;  /* LL_NONE: none */
-    bool is_told;      /* Q5 */
-    bool is_cancelled; /* asked for; takes effect in the next plan */
-    bool is_stopped;   /* op STOP, likewise */
+    int32_t end_code; /* LL_E_*, with FAILED */
+    uint32_t stop_id; /* LL_NONE: none */
+    bool is_told;     /* Q5 */
+    /* Marks set by intake and outlet on WAITING and RUNNING sequences; the next plan moves them to
+     * ENDING with end LOST, CANCELLED or STOP, the first of these that is set. */
+    bool is_lost;      /* its client is gone */
+    bool is_cancelled; /* op CANCEL */
+    bool is_stopped;   /* op STOP */
 
-    uint64_t t_seen_ns, t_first_ns, t_last_ns;
+    uint64_t t_seen_ns, t_run_ns, t_first_ns, t_last_ns; /* outlet sets the last three */
 };
 
 struct ll_seq_list {
@@ -105,7 +108,7 @@ struct ll_seq_pool {
     uint32_t n;
     uint32_t token_capacity, page_capacity;
     struct ll_seq_list list[LL_SEQ_ENDING + 1]; /* by state */
-    void *memory; /* token, page and bias arrays: one mapping */
+    void *memory;                               /* token, page and bias arrays: one mapping */
     size_t memory_bytes;
 };
 
@@ -130,8 +133,10 @@ struct ll_yield {
     uint32_t token[LL_ROW_TOKENS_MAX];
     float logprob[LL_ROW_TOKENS_MAX];
     const struct ll_ext *ext; /* [n_tokens * n_top], then n_scored * (1 + n_prompt_top) */
-    uint32_t n_scored, first_scored; /* prompt positions scored by this row */
-    uint32_t n_booked; /* credits to give back */
+    uint32_t n_scored;        /* prompt tokens whose logprobs this row gives */
+    uint32_t first_scored;    /* place of the first of them in the prompt: 1 in a first row, for the
+                               * token at 0 has no logprob */
+    uint32_t n_booked;        /* credits to give back, as booked for this row */
 };
 
 #endif
