@@ -5,11 +5,14 @@
  * n > 1 is served. All fields belong to the step thread.
  *
  *   Q1  FREE -> INTAKE (prompt being copied) -> WAITING -> RUNNING -> ENDING -> FREE
- *       WAITING, RUNNING -> ENDING for any end; ENDING -> FREE once n_in_flight is 0
+ *       WAITING, RUNNING -> ENDING for any end; RUNNING -> WAITING by preemption;
+ *       ENDING -> FREE (by the outlet) once it is told, n_in_flight is 0 and the scheduler has taken
+ *       pages and device slot back: ll_seq_is_done(). Whoever sets `end` moves to ENDING, no more
  *   Q2  token[0 .. n_prompt) is the prompt, token[n_prompt .. n_tokens) what was sampled and polled
  *   Q3  pos_lo <= pos_hi: tokens whose KV is certainly / at most there after all submitted steps.
  *       Without speculation they are equal
- *   Q4  pages cover pos_hi + LL_ROW_TOKENS_MAX tokens while RUNNING, none are held in WAITING
+ *   Q4  pages cover pos_hi + LL_ROW_TOKENS_MAX tokens (or n_prompt + max_tokens, if that is less)
+ *       when a row is submitted; none are held in WAITING
  *   Q5  exactly one terminal event an accepted request: is_told goes false -> true once */
 #ifndef RUNTIME_SEQUENCE_H
 #define RUNTIME_SEQUENCE_H
@@ -78,6 +81,8 @@ struct ll_seq {
     bool needs_init;       /* device slot to be (re)built by the next batch */
     uint32_t n_in_flight;  /* rows submitted and not polled */
     uint32_t n_scored;     /* prompt positions whose logprobs were reported */
+    bool is_preempted;     /* RUNNING, but no more rows: WAITING once n_in_flight is 0 */
+    bool is_slow;          /* with is_preempted: to the end of WAITING, its reader sleeps */
 
     /* credits, in events */
     uint32_t n_written;  /* events written for this request, terminal one excluded */
@@ -115,6 +120,13 @@ struct ll_seq_pool {
 /* Makes n sequences, each with room for context_max tokens. */
 int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max);
 void ll_seq_pool_free(struct ll_seq_pool *pool);
+
+/* Holds nothing any more and everybody has been told: may go ENDING -> FREE. */
+static inline bool ll_seq_is_done(const struct ll_seq *seq)
+{
+    return seq->is_told && seq->n_in_flight == 0 && seq->n_pages == 0 &&
+           seq->device_slot == LL_NONE;
+}
 
 /* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */
 struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
