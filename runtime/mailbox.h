@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/mailbox.h - control thread and step thread talk by two private SPSC queues.
  *
- * Fixed size, no locks: 64-byte-aligned head and tail, release on the writer's store, acquire on the
- * reader's load. A full box is the sender's to retry (the control thread) or cannot be (the step
- * thread sends at most one message an attachment and kind, and the box holds them all). */
+ * Fixed size, no locks: 64-byte-aligned head and tail, release on the writer's store, acquire on
+ * the reader's load. A full box is the sender's to retry (the control thread) or cannot be (the
+ * step thread sends at most one message an attachment and kind, and the box holds them all). */
 #ifndef RUNTIME_MAILBOX_H
 #define RUNTIME_MAILBOX_H
 
@@ -14,7 +14,8 @@
 enum ll_mail_type {
     /* control -> step */
     LL_MAIL_ATTACH = 1, /* attachment */
-    LL_MAIL_DETACH,     /* attachment: client said BYE or died; cancel, then DETACHED */
+    LL_MAIL_DETACH,     /* attachment; value 0: it said BYE, 1: it died or was fenced. Cancel, then
+                           DETACHED */
     LL_MAIL_SWEEP,      /* attachment */
     LL_MAIL_DRAIN,      /* value: deadline_ns; refuse new requests, finish what runs, then IDLE */
     LL_MAIL_STOP,       /* end the loop now */
