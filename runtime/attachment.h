@@ -52,7 +52,6 @@ struct ll_attachment {
     struct ll_domain *domain; /* own one with --isolate client */
     struct ll_region req, rsp;
     int socket_fd, pid_fd, kick_fd, wake_fd;
-    bool has_died; /* set before DETACH: no BYE came, so what was open counts as lost */
 
     /* views, made once by the control thread, used by the step thread */
     struct ll_req *slot; /* shared, [n_slots] */

@@ -41,9 +41,10 @@ uint32_t ll_intake_poll(struct ll_intake *intake, uint64_t now_ns);
 bool ll_intake_is_quiet(const struct ll_intake *intake);
 
 void ll_intake_attach(struct ll_intake *intake, struct ll_attachment *attachment);
-/* The client said BYE or died: its sequences end as LOST (dead) or CANCELLED; true once everything
- * is freed and the quarantine (A3) is over, so that DETACHED may be sent. Call again until then. */
-bool ll_intake_detach(struct ll_intake *intake, struct ll_attachment *attachment);
+/* LL_MAIL_DETACH came: the client's sequences end as LOST (has_died, the mail's value) or CANCELLED
+ * (it said BYE); true once everything is freed and the quarantine (A3) is over, so that DETACHED
+ * may be sent. Call again until then, each turn of the loop; has_died counts the first time. */
+bool ll_intake_detach(struct ll_intake *intake, struct ll_attachment *attachment, bool has_died);
 void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *attachment, uint64_t now_ns);
 
 /* Shadows, lists and reservations agree; aborts on a fault. */

@@ -6,8 +6,8 @@
  *
  *   Q1  FREE -> INTAKE (prompt being copied) -> WAITING -> RUNNING -> ENDING -> FREE
  *       WAITING, RUNNING -> ENDING for any end; RUNNING -> WAITING by preemption;
- *       ENDING -> FREE (by the outlet) once it is told, n_in_flight is 0 and the scheduler has taken
- *       pages and device slot back: ll_seq_is_done(). Whoever sets `end` moves to ENDING, no more
+ *       ENDING -> FREE (by the outlet) once it is told, n_in_flight is 0 and the scheduler has
+ * taken pages and device slot back: ll_seq_is_done(). Whoever sets `end` moves to ENDING, no more
  *   Q2  token[0 .. n_prompt) is the prompt, token[n_prompt .. n_tokens) what was sampled and polled
  *   Q3  pos_lo <= pos_hi: tokens whose KV is certainly / at most there after all submitted steps.
  *       Without speculation they are equal
@@ -144,11 +144,13 @@ struct ll_yield {
     uint32_t index;    /* place of the first in the choice */
     uint32_t token[LL_ROW_TOKENS_MAX];
     float logprob[LL_ROW_TOKENS_MAX];
-    const struct ll_ext *ext; /* [n_tokens * n_top], then n_scored * (1 + n_prompt_top) */
+    const struct ll_ext *top; /* [n_tokens * n_top], best first within a token */
     uint32_t n_scored;        /* prompt tokens whose logprobs this row gives */
     uint32_t first_scored;    /* place of the first of them in the prompt: 1 in a first row, for the
                                * token at 0 has no logprob */
-    uint32_t n_booked;        /* credits to give back, as booked for this row */
+    const struct ll_ext *scored; /* [n_scored * (1 + n_prompt_top)]; not behind top where tokens
+                                  * were cut off */
+    uint32_t n_booked;           /* credits to give back, as booked for this row */
 };
 
 #endif

@@ -1,0 +1,523 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/outlet.h"
+
+#include "base/assert.h"
+#include "base/bits.h"
+#include "base/clock.h"
+#include "ll/client.h"
+#include "shm/wait.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define TOPS_AN_EVENT    5u
+#define PROMPTS_AN_EVENT 10u
+#define WAKES_HERE       8u /* a write() to a sleeper's eventfd costs microseconds */
+
+void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
+                    struct ll_mailbox *to_control)
+{
+    memset(outlet, 0, sizeof(*outlet));
+    outlet->pool = pool;
+    outlet->stats = stats;
+    outlet->to_control = to_control;
+}
+
+void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client)
+{
+    LL_ASSERT(client->id < LL_ATTACHMENTS_MAX && outlet->client[client->id] == NULL);
+    outlet->client[client->id] = client;
+}
+
+void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client)
+{
+    LL_ASSERT(outlet->client[client->id] == client && client->n_seqs == 0);
+    outlet->client[client->id] = NULL;
+}
+
+/* ---- writing ----------------------------------------------------------------------------------*/
+
+static void touch(struct ll_outlet *outlet, struct ll_attachment *client)
+{
+    if (!client->is_touched) {
+        client->is_touched = true;
+        outlet->touched[outlet->n_touched++] = client->id;
+    }
+}
+
+/* Writes one event; O3 says that it fits. */
+static void write_event(struct ll_outlet *outlet, struct ll_attachment *client,
+                        const struct ll_event *event)
+{
+    LL_ASSERT(client->events.prod - client->events.cons <= client->events.mask);
+    ll_event_write(&client->events, event);
+    ll_stat_add(&outlet->stats->events_written, 1);
+    touch(outlet, client);
+}
+
+/* Stores the client-visible state of a slot. */
+static void store_phase(struct ll_attachment *client, uint32_t slot, uint32_t gen,
+                        enum ll_slot_phase phase)
+{
+    /* Release, pairs with the client's acquire of ll_rst.state: with ACCEPTED our copy of the arena
+     * is complete, with DONE the figures beside it are final. */
+    atomic_store_explicit(&client->rst[slot].state, gen << 8 | (uint32_t)phase,
+                          memory_order_release);
+}
+
+static struct ll_event event_for(const struct ll_seq *seq, enum ll_event_type type, uint32_t index,
+                                 uint64_t now_ns)
+{
+    return (struct ll_event){
+        .type = (uint8_t)type,
+        .choice = (uint8_t)seq->choice,
+        .slot = (uint16_t)seq->slot,
+        .gen = (uint16_t)seq->gen,
+        .index = index,
+        .t_ns = now_ns,
+    };
+}
+
+void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int32_t code)
+{
+    if (client->is_fenced)
+        return;
+    client->is_fenced = true;
+    ll_stat_add(&outlet->stats->clients_fenced, 1);
+    for (uint32_t i = 0; i < client->n_slots; i++)
+        if (client->shadow[i].phase != LL_SHADOW_IDLE)
+            outlet->pool->seq[client->shadow[i].sequence].is_lost = true;
+    struct ll_mail mail = {LL_MAIL_FENCED, client, (uint64_t)(int64_t)code};
+    /* One such mail a client: the box holds them all (mailbox.h). */
+    LL_ASSERT(ll_mailbox_send(outlet->to_control, &mail));
+}
+
+/* ---- credits ----------------------------------------------------------------------------------*/
+
+/* Room in the client's ring that nobody has been promised; negative: none, or the client lies. */
+static int64_t free_credits(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t wanted)
+{
+    if (client->is_fenced)
+        return -1;
+    uint64_t total = (uint64_t)client->credits_reserved + wanted;
+    int64_t room = ll_event_writer_room(&client->events, (uint32_t)ll_min_u64(total, UINT32_MAX));
+    if (room < 0) {
+        ll_outlet_fence(outlet, client, (int32_t)room);
+        return -1;
+    }
+    return room - client->credits_reserved;
+}
+
+bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client)
+{
+    if (free_credits(outlet, client, 1) < 1)
+        return false;
+    client->credits_reserved++;
+    return true;
+}
+
+/* Events of this request that may still be written before its reader takes some. */
+static uint32_t window_left(struct ll_outlet *outlet, struct ll_attachment *client,
+                            struct ll_seq *seq, uint32_t wanted)
+{
+    uint32_t used = seq->n_written + seq->n_booked - seq->n_taken;
+
+    if (used + wanted <= LL_WINDOW_EVENTS)
+        return LL_WINDOW_EVENTS - used;
+    /* Relaxed: a count, nothing is read because of it. */
+    uint32_t taken = atomic_load_explicit(&client->slot[seq->slot].taken, memory_order_relaxed);
+    if (taken - seq->n_taken > seq->n_written - seq->n_taken) { /* more than we ever wrote */
+        ll_outlet_fence(outlet, client, LL_E_PROTOCOL);
+        return 0;
+    }
+    seq->n_taken = taken;
+    used = seq->n_written + seq->n_booked - taken;
+    return used < LL_WINDOW_EVENTS ? LL_WINDOW_EVENTS - used : 0;
+}
+
+uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n_sampled, uint32_t n_scored)
+{
+    uint32_t a_token = 1 + (uint32_t)ll_div_ceil(seq->n_top, TOPS_AN_EVENT);
+    uint32_t a_score = (uint32_t)ll_div_ceil(seq->n_prompt_top, TOPS_AN_EVENT);
+
+    return n_sampled * a_token + (uint32_t)ll_div_ceil(n_scored, PROMPTS_AN_EVENT) +
+           n_scored * a_score;
+}
+
+uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled)
+{
+    /* 8 sampled tokens with 20 tops are 40 events, so at least one scored token (5) always fits. */
+    static_assert(LL_ROW_TOKENS_MAX * (1 + LL_TOP_MAX / TOPS_AN_EVENT) + 1 +
+                          LL_TOP_MAX / TOPS_AN_EVENT <=
+                      LL_OUTLET_ROW_EVENTS_MAX,
+                  "one scored token fits beside a full row");
+    uint32_t n = 1;
+
+    while (ll_outlet_row_events(seq, n_sampled, n + 1) <= LL_OUTLET_ROW_EVENTS_MAX)
+        n++;
+    return n;
+}
+
+bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns)
+{
+    struct ll_attachment *client = outlet->client[seq->client];
+
+    if (free_credits(outlet, client, events) < (int64_t)events ||
+        window_left(outlet, client, seq, events) < events) {
+        if (seq->starved_ns == 0)
+            seq->starved_ns = now_ns;
+        return false;
+    }
+    seq->starved_ns = 0;
+    seq->n_booked += events;
+    client->credits_reserved += events;
+    return true;
+}
+
+/* ---- phases -----------------------------------------------------------------------------------*/
+
+void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
+                     uint64_t now_ns)
+{
+    struct ll_attachment *client = outlet->client[seq->client];
+    struct ll_rst *rst = &client->rst[seq->slot];
+
+    if (phase == LL_PHASE_ACCEPTED) {
+        ll_stat_add(&outlet->stats->requests_accepted, 1);
+        ll_stat_add(&outlet->stats->prompt_tokens, seq->n_prompt);
+        outlet->tokens_waiting += seq->n_prompt;
+        rst->t_seen_ns = seq->t_seen_ns;
+    } else if (phase == LL_PHASE_RUNNING && seq->t_run_ns == 0) {
+        seq->t_run_ns = now_ns;
+        outlet->tokens_waiting -= seq->n_prompt;
+        ll_hist_add(&outlet->stats->queue_ns, now_ns - seq->t_seen_ns);
+    }
+    if (!client->is_fenced)
+        store_phase(client, seq->slot, seq->gen, phase);
+}
+
+void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t slot,
+                      uint32_t gen, uint64_t now_ns, const struct ll_refusal *why)
+{
+    LL_ASSERT(client->credits_reserved > 0);
+    client->credits_reserved--;
+    ll_stat_add(&outlet->stats->requests_rejected, 1);
+    if (client->is_fenced)
+        return;
+
+    struct ll_event event = {
+        .type = LL_EV_ERROR, .slot = (uint16_t)slot, .gen = (uint16_t)gen, .t_ns = now_ns};
+    event.u.error.code = why->code;
+    event.u.error.retry_ms = why->retry_ms;
+    snprintf(event.u.error.text, sizeof(event.u.error.text), "%s", why->text);
+    write_event(outlet, client, &event);
+    client->rst[slot].status = why->code;
+    store_phase(client, slot, gen, LL_PHASE_DONE);
+}
+
+/* ---- what a step yielded ----------------------------------------------------------------------*/
+
+static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
+                         const struct ll_yield *yield, uint64_t now_ns)
+{
+    for (uint32_t k = 0; k < yield->n_tokens; k++) {
+        struct ll_event event = event_for(seq, LL_EV_TOKEN, yield->index + k, now_ns);
+        event.n = 1;
+        event.u.token.id = yield->token[k];
+        event.u.token.logprob = yield->logprob[k];
+        write_event(outlet, client, &event);
+        seq->n_written++;
+
+        const struct ll_ext *top = seq->n_top > 0 ? yield->top + k * seq->n_top : NULL;
+        for (uint32_t i = 0; i < seq->n_top; i += TOPS_AN_EVENT) {
+            event = event_for(seq, LL_EV_TOP, yield->index + k, now_ns);
+            event.n = (uint8_t)ll_min_u64(TOPS_AN_EVENT, seq->n_top - i);
+            event.flags = i + event.n == seq->n_top ? LL_EV_LAST : 0;
+            for (uint32_t j = 0; j < event.n; j++) {
+                event.u.top[j].id = top[i + j].id;
+                event.u.top[j].logprob = top[i + j].logprob;
+            }
+            write_event(outlet, client, &event);
+            seq->n_written++;
+        }
+    }
+}
+
+static void write_scored(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
+                         const struct ll_yield *yield, uint64_t now_ns)
+{
+    const uint32_t stride = 1u + seq->n_prompt_top;
+
+    for (uint32_t i = 0; i < yield->n_scored; i += PROMPTS_AN_EVENT) {
+        struct ll_event event = event_for(seq, LL_EV_PROMPT, yield->first_scored + i, now_ns);
+        event.n = (uint8_t)ll_min_u64(PROMPTS_AN_EVENT, yield->n_scored - i);
+        for (uint32_t j = 0; j < event.n; j++)
+            event.u.prompt[j] = yield->scored[(i + j) * stride].logprob;
+        write_event(outlet, client, &event);
+        seq->n_written++;
+    }
+    for (uint32_t k = 0; k < yield->n_scored && seq->n_prompt_top > 0; k++) {
+        const struct ll_ext *top = &yield->scored[k * stride + 1];
+        for (uint32_t i = 0; i < seq->n_prompt_top; i += TOPS_AN_EVENT) {
+            struct ll_event event =
+                event_for(seq, LL_EV_PROMPT_TOP, yield->first_scored + k, now_ns);
+            event.n = (uint8_t)ll_min_u64(TOPS_AN_EVENT, seq->n_prompt_top - i);
+            event.flags = i + event.n == seq->n_prompt_top ? LL_EV_LAST : 0;
+            for (uint32_t j = 0; j < event.n; j++) {
+                event.u.top[j].id = top[i + j].id;
+                event.u.top[j].logprob = top[i + j].logprob;
+            }
+            write_event(outlet, client, &event);
+            seq->n_written++;
+        }
+    }
+}
+
+static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield, uint64_t now_ns)
+{
+    struct ll_seq *seq = &outlet->pool->seq[yield->seq];
+    struct ll_attachment *client = outlet->client[seq->client];
+    struct ll_stats *stats = outlet->stats;
+
+    LL_ASSERT(yield->n_booked <= seq->n_booked);
+    seq->n_booked -= yield->n_booked;
+    client->credits_reserved -= yield->n_booked;
+    if (seq->is_told || client->is_fenced) /* rows that were in flight when it ended */
+        return;
+
+    LL_ASSERT(ll_outlet_row_events(seq, yield->n_tokens, yield->n_scored) <= yield->n_booked);
+    write_scored(outlet, client, seq, yield, now_ns);
+    write_tokens(outlet, client, seq, yield, now_ns);
+    if (yield->n_tokens == 0)
+        return;
+    ll_stat_add(&stats->output_tokens, yield->n_tokens);
+    if (seq->t_first_ns == 0) {
+        seq->t_first_ns = now_ns;
+        ll_hist_add(&stats->ttft_ns, now_ns - seq->t_seen_ns);
+    } else {
+        ll_hist_add(&stats->token_gap_ns, now_ns - seq->t_last_ns);
+    }
+    seq->t_last_ns = now_ns;
+}
+
+/* ---- the end ----------------------------------------------------------------------------------*/
+
+static uint32_t n_out(const struct ll_seq *seq)
+{
+    return seq->n_tokens > seq->n_prompt ? seq->n_tokens - seq->n_prompt : 0;
+}
+
+static void fill_finish(struct ll_event *event, const struct ll_seq *seq, uint64_t now_ns)
+{
+    event->type = LL_EV_FINISH;
+    event->u.finish.reason = seq->end == LL_END_STOP     ? LL_FINISH_STOP
+                             : seq->end == LL_END_LENGTH ? LL_FINISH_LENGTH
+                                                         : LL_FINISH_CANCELLED;
+    event->u.finish.stop_id = seq->end == LL_END_STOP ? seq->stop_id : UINT32_MAX;
+    event->u.finish.n_prompt = seq->n_prompt;
+    event->u.finish.n_cached = seq->n_cached;
+    event->u.finish.n_out = n_out(seq);
+    event->u.finish.ttft_us =
+        seq->t_first_ns == 0
+            ? 0
+            : (uint32_t)ll_min_u64((seq->t_first_ns - seq->t_seen_ns) / LL_NS_PER_US, UINT32_MAX);
+    event->u.finish.total_ns = now_ns - seq->t_seen_ns;
+}
+
+static void fill_error(struct ll_event *event, const struct ll_seq *seq)
+{
+    const char *text = "";
+
+    event->type = LL_EV_ERROR;
+    if (seq->end == LL_END_EXPIRED) {
+        event->u.error.code = LL_E_DEADLINE;
+        text = "deadline_ns: has passed";
+    } else if (seq->end == LL_END_STALLED) {
+        event->u.error.code = LL_E_STALLED;
+        text = "tokens were not read in time";
+    } else {
+        event->u.error.code = seq->end_code;
+        text = seq->end_code == LL_E_BACKEND ? "the device failed" : "";
+    }
+    snprintf(event->u.error.text, sizeof(event->u.error.text), "%s", text);
+}
+
+static void count_end(struct ll_stats *stats, const struct ll_seq *seq, uint64_t now_ns)
+{
+    _Atomic uint64_t *const column[] = {
+        [LL_END_NONE] = NULL,
+        [LL_END_STOP] = &stats->requests_finished,
+        [LL_END_LENGTH] = &stats->requests_finished,
+        [LL_END_CANCELLED] = &stats->requests_cancelled,
+        [LL_END_EXPIRED] = &stats->requests_expired,
+        [LL_END_STALLED] = &stats->requests_stalled,
+        [LL_END_FAILED] = &stats->requests_failed,
+        [LL_END_LOST] = &stats->requests_lost,
+    };
+
+    LL_ASSERT(seq->end > LL_END_NONE && seq->end < LL_COUNT(column));
+    ll_stat_add(column[seq->end], 1);
+    if (seq->end == LL_END_STOP || seq->end == LL_END_LENGTH) {
+        ll_hist_add(&stats->request_total_ns, now_ns - seq->t_seen_ns);
+        ll_hist_add(&stats->prompt_length, seq->n_prompt);
+        ll_hist_add(&stats->output_length, n_out(seq));
+    }
+}
+
+/* The one terminal event (W4, Q5); the slot is the client's again. */
+static void tell(struct ll_outlet *outlet, struct ll_seq *seq, uint64_t now_ns)
+{
+    struct ll_attachment *client = outlet->client[seq->client];
+    struct ll_shadow *shadow = &client->shadow[seq->slot];
+
+    LL_ASSERT(!seq->is_told && shadow->sequence == seq->index && shadow->phase != LL_SHADOW_IDLE);
+    seq->is_told = true;
+    if (seq->t_run_ns == 0)
+        outlet->tokens_waiting -= seq->n_prompt;
+    shadow->phase = LL_SHADOW_IDLE;
+    client->n_open--;
+    LL_ASSERT(client->credits_reserved > 0);
+    client->credits_reserved--;
+    count_end(outlet->stats, seq, now_ns);
+    if (client->is_fenced || seq->end == LL_END_LOST)
+        return;
+
+    struct ll_event event = event_for(seq, LL_EV_FINISH, n_out(seq), now_ns);
+    if (seq->end == LL_END_STOP || seq->end == LL_END_LENGTH || seq->end == LL_END_CANCELLED)
+        fill_finish(&event, seq, now_ns);
+    else
+        fill_error(&event, seq);
+    write_event(outlet, client, &event);
+
+    struct ll_rst *rst = &client->rst[seq->slot];
+    rst->status = event.type == LL_EV_ERROR ? event.u.error.code : 0;
+    rst->n_out = n_out(seq);
+    rst->n_cached = seq->n_cached;
+    rst->t_first_ns = seq->t_first_ns;
+    rst->t_last_ns = seq->t_last_ns;
+    store_phase(client, seq->slot, seq->gen, LL_PHASE_DONE);
+}
+
+static void set_gauges(struct ll_outlet *outlet)
+{
+    const struct ll_seq_list *list = outlet->pool->list;
+
+    ll_stat_set(&outlet->stats->requests_running, list[LL_SEQ_RUNNING].n);
+    ll_stat_set(&outlet->stats->requests_waiting, list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n);
+    ll_stat_set(&outlet->stats->tokens_waiting, outlet->tokens_waiting);
+    ll_stat_set(&outlet->stats->sequences_total, outlet->pool->n);
+    ll_stat_set(&outlet->stats->sequences_free, list[LL_SEQ_FREE].n);
+}
+
+void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, uint32_t n,
+                       uint64_t now_ns)
+{
+    struct ll_seq_pool *pool = outlet->pool;
+
+    for (uint32_t i = 0; i < n; i++)
+        publish_yield(outlet, &yields[i], now_ns);
+
+    for (uint32_t i = pool->list[LL_SEQ_ENDING].first, next; i != LL_NONE; i = next) {
+        struct ll_seq *seq = &pool->seq[i];
+        next = seq->next;
+        if (!seq->is_told)
+            tell(outlet, seq, now_ns);
+        if (ll_seq_is_done(seq)) {
+            LL_ASSERT(seq->n_booked == 0);
+            outlet->client[seq->client]->n_seqs--;
+            ll_seq_move(pool, seq, LL_SEQ_FREE);
+        }
+    }
+    set_gauges(outlet);
+}
+
+void ll_outlet_wake(struct ll_outlet *outlet)
+{
+    uint32_t n_woken = 0;
+
+    if (outlet->n_touched == 0)
+        return;
+    ll_wait_fence();
+    for (uint32_t i = 0; i < outlet->n_touched; i++) {
+        struct ll_attachment *client = outlet->client[outlet->touched[i]];
+        if (client == NULL || !client->is_touched)
+            continue;
+        client->is_touched = false;
+        /* Relaxed: prod_pos is a statistic. */
+        atomic_store_explicit(&client->rsp_head->prod_pos, client->events.prod,
+                              memory_order_relaxed);
+        if (!ll_wait_claim(client->hot))
+            continue;
+        ll_stat_add(&outlet->stats->wakes_sent, 1);
+        struct ll_mail mail = {LL_MAIL_WAKE, client, 0};
+        if (++n_woken <= WAKES_HERE || !ll_mailbox_send(outlet->to_control, &mail))
+            ll_wait_wake(client->wake_fd);
+    }
+    outlet->n_touched = 0;
+}
+
+void ll_outlet_fail_all(struct ll_outlet *outlet, int32_t code, uint64_t now_ns)
+{
+    struct ll_seq_pool *pool = outlet->pool;
+
+    for (uint32_t i = 0; i < pool->n; i++) {
+        struct ll_seq *seq = &pool->seq[i];
+        if (seq->state == LL_SEQ_FREE || seq->is_told)
+            continue;
+        if (seq->state == LL_SEQ_INTAKE)
+            ll_outlet_phase(outlet, seq, LL_PHASE_ACCEPTED, now_ns);
+        if (seq->end == LL_END_NONE) {
+            seq->end = seq->is_lost ? LL_END_LOST : LL_END_FAILED;
+            seq->end_code = code;
+        }
+        if (seq->state != LL_SEQ_ENDING)
+            ll_seq_move(pool, seq, LL_SEQ_ENDING);
+        tell(outlet, seq, now_ns);
+    }
+    set_gauges(outlet);
+}
+
+void ll_outlet_check(const struct ll_outlet *outlet)
+{
+    const struct ll_stats *s = outlet->stats;
+    const struct ll_seq_pool *pool = outlet->pool;
+    int64_t reserved[LL_ATTACHMENTS_MAX] = {0};
+    uint32_t n_open[LL_ATTACHMENTS_MAX] = {0}, n_seqs[LL_ATTACHMENTS_MAX] = {0};
+    uint64_t n_untold = 0, tokens_waiting = 0;
+
+    for (uint32_t i = 0; i < pool->n; i++) {
+        const struct ll_seq *seq = &pool->seq[i];
+        if (seq->state == LL_SEQ_FREE)
+            continue;
+        LL_ASSERT(seq->client < LL_ATTACHMENTS_MAX && outlet->client[seq->client] != NULL);
+        LL_ASSERT(seq->n_written + seq->n_booked - seq->n_taken <= LL_WINDOW_EVENTS);
+        LL_ASSERT(!seq->is_told || seq->state == LL_SEQ_ENDING);
+        reserved[seq->client] += (int64_t)seq->n_booked + !seq->is_told;
+        n_open[seq->client] += !seq->is_told;
+        n_seqs[seq->client]++;
+        n_untold += !seq->is_told && seq->state != LL_SEQ_INTAKE;
+        if (!seq->is_told && seq->state != LL_SEQ_INTAKE && seq->t_run_ns == 0)
+            tokens_waiting += seq->n_prompt;
+    }
+    for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {
+        const struct ll_attachment *client = outlet->client[i];
+        if (client == NULL) {
+            LL_ASSERT(n_seqs[i] == 0);
+            continue;
+        }
+        LL_ASSERT(client->credits_reserved == reserved[i]);
+        LL_ASSERT(client->n_open == n_open[i] && client->n_seqs == n_seqs[i]);
+        /* O1, O3: what is promised fits. */
+        LL_ASSERT(client->is_fenced ||
+                  client->events.prod - client->events.cons + (uint64_t)reserved[i] <=
+                      (uint64_t)client->events.mask + 1);
+    }
+    LL_ASSERT(tokens_waiting == outlet->tokens_waiting);
+    LL_ASSERT(ll_stat_get(&s->requests_submitted) == ll_stat_get(&s->requests_rejected) +
+                                                         ll_stat_get(&s->requests_accepted) +
+                                                         pool->list[LL_SEQ_INTAKE].n);
+    LL_ASSERT(ll_stat_get(&s->requests_accepted) ==
+              ll_stat_get(&s->requests_finished) + ll_stat_get(&s->requests_cancelled) +
+                  ll_stat_get(&s->requests_expired) + ll_stat_get(&s->requests_stalled) +
+                  ll_stat_get(&s->requests_failed) + ll_stat_get(&s->requests_lost) + n_untold);
+}
