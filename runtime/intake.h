@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/intake.h - from doorbell to WAITING: the only reader of client-written memory.
  *
- * A turn takes at most 32 doorbells a bell and copies at most 64 KiB of prompt; a longer prompt goes
- * on in the next turn, so a 128K prompt never costs a step its time. Every 10 ms (1 ms for domains
- * whose bell is not believed) it compares each client's n_submitted with the doorbells it saw and
- * scans the slots where they differ. */
+ * A turn takes at most 32 doorbells a bell and copies at most 64 KiB of prompt; a longer prompt
+ * goes on in the next turn, so a 128K prompt never costs a step its time. Every 10 ms (1 ms for
+ * domains whose bell is not believed) it compares each client's n_submitted with the doorbells it
+ * saw and scans the slots where they differ.
+ *
+ *   N1  the word is a hint, the slot is the truth: whatever the op, the slot's state, cancel_gen
+ * and stop_choice are looked at, each once N2  a generation is taken at most once: shadow.gen moves
+ * forward by one, and only with a reservation for its terminal event N3  work a turn is bounded,
+ * whatever clients do: 32 words a bell, 64 KiB copied, 2,048 slots scanned N4  a client that sends
+ * 1,000 malformed words or slots in a second is fenced */
 #ifndef RUNTIME_INTAKE_H
 #define RUNTIME_INTAKE_H
 
@@ -14,20 +20,32 @@
 #include "runtime/sequence.h"
 #include "shm/stat.h"
 
-#define LL_INTAKE_BYTES_TURN 65536u
+#define LL_INTAKE_BYTES_TURN    65536u
+#define LL_INTAKE_WORDS_TURN    32u
+#define LL_INTAKE_SLOTS_TURN    2048u
+#define LL_INTAKE_SWEEP_NS      10000000ull
+#define LL_INTAKE_SWEEP_FAST_NS 1000000ull /* domains whose bell is not believed */
+#define LL_INTAKE_MALFORMED_MAX 1000u      /* a second */
 
 struct ll_intake {
     struct ll_attachment *client[LL_ATTACHMENTS_MAX]; /* by id; NULL: none */
-    struct ll_domain *domain[LL_ATTACHMENTS_MAX];     /* shared bells to poll; NULL: none */
+    uint16_t id[LL_ATTACHMENTS_MAX];                  /* of those there are, dense */
     uint32_t n_clients;
+    struct ll_domain *domain[LL_ATTACHMENTS_MAX]; /* bells to poll, dense */
+    uint32_t n_domains;
     struct ll_seq_pool *pool;
     struct ll_outlet *outlet;
     struct ll_stats *stats;
     struct ll_gate_limits limits;
-    uint32_t n_waiting_max;  /* requests */
+    uint32_t n_waiting_max; /* requests */
     uint64_t tokens_waiting_max;
     bool is_draining;
-    uint64_t next_sweep_ns;
+
+    /* The sweep goes through id[] with a cursor, so that many clients take many turns. */
+    uint32_t sweep_at;  /* n_clients: none under way */
+    bool is_full_sweep; /* of all clients, else of those whose bell is not believed */
+    uint64_t next_sweep_ns, next_fast_ns;
+    uint32_t n_scan_left; /* slots this turn may still scan */
 };
 
 void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct ll_outlet *outlet,

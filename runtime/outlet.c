@@ -185,7 +185,6 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
     if (phase == LL_PHASE_ACCEPTED) {
         ll_stat_add(&outlet->stats->requests_accepted, 1);
         ll_stat_add(&outlet->stats->prompt_tokens, seq->n_prompt);
-        outlet->tokens_waiting += seq->n_prompt;
         rst->t_seen_ns = seq->t_seen_ns;
     } else if (phase == LL_PHASE_RUNNING && seq->t_run_ns == 0) {
         seq->t_run_ns = now_ns;
@@ -496,7 +495,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
         n_open[seq->client] += !seq->is_told;
         n_seqs[seq->client]++;
         n_untold += !seq->is_told && seq->state != LL_SEQ_INTAKE;
-        if (!seq->is_told && seq->state != LL_SEQ_INTAKE && seq->t_run_ns == 0)
+        if (!seq->is_told && seq->t_run_ns == 0)
             tokens_waiting += seq->n_prompt;
     }
     for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {

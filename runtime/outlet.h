@@ -20,7 +20,7 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
-    uint64_t tokens_waiting; /* prompt tokens of requests accepted that never ran yet */
+    uint64_t tokens_waiting;              /* prompt tokens of requests taken that never ran yet */
     uint32_t touched[LL_ATTACHMENTS_MAX]; /* clients written to this step */
     uint32_t n_touched;
 };
@@ -38,7 +38,7 @@ void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client);
 /* Can one more request be promised a terminal event? Reserves it. */
 bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client);
 /* ACCEPTED (intake, before WAITING) / RUNNING (scheduler, each time it starts to run) into the
- * client-visible slot state; queue_ns, tokens_waiting. */
+ * client-visible slot state; ledger and queue_ns. */
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
                      uint64_t now_ns);
 

@@ -55,6 +55,18 @@ void ll_bell_reader_init(struct ll_bell_reader *reader, const struct ll_bell *be
  * its lap (somebody scribbled): call ll_bell_repair() and sweep the domain. */
 int ll_bell_pop(struct ll_bell_reader *reader, uint32_t *payload);
 
+/* Is there nothing to pop? For the look between declaring oneself asleep and sleeping. */
+static inline bool ll_bell_is_empty(const struct ll_bell_reader *reader)
+{
+    uint64_t mask = (1ull << reader->bell.log2_words) - 1;
+    uint64_t lap = reader->head >> reader->bell.log2_words & UINT32_MAX;
+    /* Acquire, pairs with the release of the CAS in ll_bell_push, as in ll_bell_pop. */
+    uint64_t word =
+        atomic_load_explicit(&reader->bell.head->word[reader->head & mask], memory_order_acquire);
+
+    return word >> 31 == 2 * lap;
+}
+
 /* Refills the whole ring EMPTY a lap further on, ring_gen + 1. Words on the way are lost (B4). */
 void ll_bell_repair(struct ll_bell_reader *reader);
 

@@ -1,0 +1,545 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/intake.h"
+
+#include "base/assert.h"
+#include "base/bits.h"
+#include "base/clock.h"
+#include "ll/client.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define REPAIRS_MAX 3u
+
+void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct ll_outlet *outlet,
+                    struct ll_stats *stats, const struct ll_gate_limits *limits)
+{
+    memset(intake, 0, sizeof(*intake));
+    intake->pool = pool;
+    intake->outlet = outlet;
+    intake->stats = stats;
+    intake->limits = *limits;
+    intake->n_waiting_max = pool->n;
+    intake->tokens_waiting_max = UINT64_MAX;
+}
+
+/* ---- client memory: one atomic load a word, then only the copy
+ * ----------------------------------*/
+
+/* n_bytes is a multiple of 4; from is 4-aligned (the slot and what the gate let pass are). */
+static void copy_words(void *to, const void *from, size_t n_bytes)
+{
+    const _Atomic uint32_t *source = from;
+    uint32_t *target = to;
+
+    /* Relaxed: the acquire of the slot's state came first; what a client changes meanwhile shows in
+     * the copy or does not, and the copy alone is checked and used. */
+    for (size_t i = 0; i < n_bytes / sizeof(uint32_t); i++)
+        target[i] = atomic_load_explicit(&source[i], memory_order_relaxed);
+}
+
+/* ---- misbehaviour -----------------------------------------------------------------------------*/
+
+static void count_malformed(struct ll_intake *intake, struct ll_attachment *client, uint64_t now_ns)
+{
+    ll_stat_add(&intake->stats->doorbells_bad, 1);
+    if (now_ns - client->malformed_ns >= LL_NS_PER_S) {
+        client->malformed_ns = now_ns;
+        client->n_malformed = 0;
+    }
+    if (++client->n_malformed >= LL_INTAKE_MALFORMED_MAX)
+        ll_outlet_fence(intake->outlet, client, LL_E_PROTOCOL);
+}
+
+/* ---- a new request ----------------------------------------------------------------------------*/
+
+/* Generations are 24 bits and skip 0 (W3). */
+static uint32_t gen_after(uint32_t gen)
+{
+    return gen == 0xffffffu ? 1 : gen + 1;
+}
+
+/* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. */
+static uint32_t retry_ms(const struct ll_intake *intake)
+{
+    const struct ll_seq_list *list = intake->pool->list;
+    uint64_t typical_ms = ll_hist_quantile(&intake->stats->request_total_ns, 0.5) / LL_NS_PER_MS;
+    uint64_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
+    uint64_t ms = n_waiting * typical_ms / ll_max_u64(list[LL_SEQ_RUNNING].n, 1);
+
+    return (uint32_t)ll_min_u64(ll_max_u64(ms, 100), 10000);
+}
+
+/* The answer to a request that has a reservation and no sequence. */
+static void refuse(struct ll_intake *intake, struct ll_attachment *client, uint32_t slot,
+                   uint64_t now_ns, const struct ll_refusal *why)
+{
+    ll_outlet_refuse(intake->outlet, client, slot, client->shadow[slot].gen, now_ns, why);
+}
+
+static void refuse_busy(struct ll_intake *intake, struct ll_attachment *client, uint32_t slot,
+                        uint64_t now_ns, const char *text)
+{
+    struct ll_refusal why = {.code = LL_E_BUSY, .retry_ms = retry_ms(intake)};
+
+    snprintf(why.text, sizeof(why.text), "%s", text);
+    refuse(intake, client, slot, now_ns, &why);
+}
+
+static bool has_room(const struct ll_intake *intake)
+{
+    const struct ll_seq_list *list = intake->pool->list;
+
+    return list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n < intake->n_waiting_max &&
+           list[LL_SEQ_FREE].n > 0;
+}
+
+/* Ends a sequence of state INTAKE: it counts as accepted, then as what became of it. */
+static void end_intake(struct ll_intake *intake, struct ll_seq *seq, uint64_t now_ns)
+{
+    seq->end = seq->is_lost ? LL_END_LOST : seq->is_cancelled ? LL_END_CANCELLED : LL_END_STOP;
+    seq->stop_id = LL_NONE;
+    ll_outlet_phase(intake->outlet, seq, LL_PHASE_ACCEPTED, now_ns);
+    ll_seq_move(intake->pool, seq, LL_SEQ_ENDING);
+}
+
+/* Marks on a sequence; one still being copied ends here, others in the next plan. */
+static void mark(struct ll_intake *intake, struct ll_seq *seq, uint64_t now_ns)
+{
+    if (seq->state == LL_SEQ_INTAKE && (seq->is_lost || seq->is_cancelled || seq->is_stopped))
+        end_intake(intake, seq, now_ns);
+}
+
+static void look_at_stop(struct ll_seq *seq, const struct ll_req *slot)
+{
+    uint32_t word = ll_index_nospec(seq->choice / 32, LL_COUNT(slot->stop_choice));
+
+    /* Relaxed: a mark, nothing is read because of it. */
+    if ((atomic_load_explicit(&slot->stop_choice[word], memory_order_relaxed) >>
+             (seq->choice % 32) &
+         1u) != 0)
+        seq->is_stopped = true;
+}
+
+/* The slot says SUBMITTED with the generation that is due. false: not now, the client's ring has no
+ * room for an answer; the next sweep tries again. */
+static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, uint32_t index,
+                      uint32_t gen, uint64_t now_ns)
+{
+    struct ll_shadow *shadow = &client->shadow[index];
+    struct ll_refusal why;
+    struct ll_req copy;
+
+    if (!ll_outlet_reserve(intake->outlet, client)) {
+        client->needs_scan = true;
+        return false;
+    }
+    copy_words(&copy, &client->slot[index], sizeof(copy));
+    shadow->gen = gen;
+    ll_stat_add(&intake->stats->requests_submitted, 1);
+
+    if (intake->is_draining) {
+        why = (struct ll_refusal){LL_E_DRAINING, 0, "the runtime is stopping"};
+        refuse(intake, client, index, now_ns, &why);
+        return true;
+    }
+    if (!has_room(intake)) {
+        refuse_busy(intake, client, index, now_ns, "requests waiting: too many");
+        return true;
+    }
+    struct ll_gate_limits limits = intake->limits;
+    limits.arena_bytes = client->arena_bytes;
+    struct ll_seq *seq = ll_seq_take(intake->pool);
+    if (ll_gate_request(&limits, &copy, seq, &why) < 0) {
+        ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
+        refuse(intake, client, index, now_ns, &why);
+        return true;
+    }
+    /* An idle runtime takes one request whatever its length: else it could never be served. */
+    if (intake->outlet->tokens_waiting > 0 &&
+        intake->outlet->tokens_waiting + seq->n_prompt > intake->tokens_waiting_max) {
+        ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
+        refuse_busy(intake, client, index, now_ns, "tokens waiting: too many");
+        return true;
+    }
+
+    seq->client = client->id;
+    seq->slot = index;
+    seq->gen = gen;
+    seq->choice = 0;
+    seq->stop_id = LL_NONE;
+    seq->device_slot = LL_NONE;
+    seq->t_seen_ns = now_ns;
+    shadow->phase = LL_SHADOW_COPYING;
+    shadow->sequence = seq->index;
+    client->n_open++;
+    client->n_seqs++;
+    intake->outlet->tokens_waiting += seq->n_prompt;
+    return true;
+}
+
+/* ---- the slot is the truth (N1) ---------------------------------------------------------------*/
+
+/* Looks at a slot; true: something was found. is_word: a doorbell says so, a scan only asks. */
+static bool look_at_slot(struct ll_intake *intake, struct ll_attachment *client, uint32_t index,
+                         uint64_t now_ns, bool is_word)
+{
+    const struct ll_req *slot = &client->slot[index];
+    struct ll_shadow *shadow = &client->shadow[index];
+    /* Acquire, pairs with the client's release of state in its submit: the request is in the slot
+     * and in the arena before it says SUBMITTED. */
+    uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
+    uint32_t gen = state >> 8;
+    bool is_found = false;
+
+    if ((state & 0xffu) == LL_SLOT_SUBMITTED && gen != shadow->gen) {
+        if (gen != gen_after(shadow->gen) || shadow->phase != LL_SHADOW_IDLE) {
+            count_malformed(intake, client, now_ns); /* a skipped gen, or two requests in a slot */
+            return false;
+        }
+        if (!take_slot(intake, client, index, gen, now_ns))
+            return false;
+        is_found = true;
+    } else if ((state & 0xffu) > LL_SLOT_SUBMITTED) {
+        count_malformed(intake, client, now_ns);
+        return false;
+    }
+    if (shadow->phase == LL_SHADOW_IDLE) { /* refused just now, ended before, or a stale word */
+        if (is_word && !is_found)
+            ll_stat_add(&intake->stats->doorbells_bad, 1);
+        return is_found;
+    }
+
+    struct ll_seq *seq = &intake->pool->seq[shadow->sequence];
+    bool was_marked = seq->is_cancelled || seq->is_stopped;
+    /* Relaxed: a mark; the generation in it says which request is meant. */
+    if (atomic_load_explicit(&slot->cancel_gen, memory_order_relaxed) == shadow->gen)
+        seq->is_cancelled = true;
+    look_at_stop(seq, slot);
+    is_found |= !was_marked && (seq->is_cancelled || seq->is_stopped);
+    mark(intake, seq, now_ns);
+    return is_found;
+}
+
+/* ---- doorbells
+ * ----------------------------------------------------------------------------------*/
+
+static void take_word(struct ll_intake *intake, const struct ll_domain *domain, uint32_t word,
+                      uint64_t now_ns)
+{
+    uint32_t id = ll_index_nospec(ll_word_client(word), LL_ATTACHMENTS_MAX);
+    struct ll_attachment *client = intake->client[id];
+
+    ll_stat_add(&intake->stats->doorbells, 1);
+    if (client == NULL || client->domain != domain ||
+        (client->incarnation & 0x3ffu) != ll_word_incarnation(word) || client->is_fenced ||
+        client->is_leaving) {
+        ll_stat_add(&intake->stats->doorbells_bad, 1); /* nobody to blame: dropped */
+        return;
+    }
+    if (ll_word_slot(word) >= client->n_slots || ll_word_op(word) > LL_OP_STOP) {
+        count_malformed(intake, client, now_ns);
+        return;
+    }
+    client->n_doorbells++;
+    look_at_slot(intake, client, ll_index_nospec(ll_word_slot(word), client->n_slots), now_ns,
+                 true);
+}
+
+/* Somebody scribbled over the bell: words are lost, slots are not. */
+static void repair(struct ll_intake *intake, struct ll_domain *domain)
+{
+    ll_bell_repair(&domain->bell);
+    ll_stat_add(&intake->stats->bell_repairs, 1);
+    domain->is_swept_only = domain->bell.n_repairs >= REPAIRS_MAX;
+    for (uint32_t i = 0; i < intake->n_clients; i++)
+        if (intake->client[intake->id[i]]->domain == domain)
+            intake->client[intake->id[i]]->needs_scan = true;
+    intake->next_sweep_ns = 0; /* at once */
+}
+
+static uint32_t poll_bell(struct ll_intake *intake, struct ll_domain *domain, uint64_t now_ns)
+{
+    uint32_t n = 0;
+
+    while (n < LL_INTAKE_WORDS_TURN) {
+        uint32_t word;
+        int rc = ll_bell_pop(&domain->bell, &word);
+        if (rc == 0) {
+            domain->n_empty++;
+            break;
+        }
+        if (rc < 0) {
+            repair(intake, domain);
+            return n + 1;
+        }
+        take_word(intake, domain, word, now_ns);
+        n++;
+    }
+    return n;
+}
+
+/* ---- sweeps
+ * -------------------------------------------------------------------------------------*/
+
+/* All slots of a client. What is counted here need not come by doorbell any more. */
+static uint32_t scan_client(struct ll_intake *intake, struct ll_attachment *client,
+                            uint64_t n_submitted, uint64_t now_ns)
+{
+    uint32_t n_found = 0;
+
+    client->needs_scan = false;
+    client->n_doorbells = n_submitted;
+    for (uint32_t i = 0; i < client->n_slots && !client->is_fenced; i++)
+        n_found += look_at_slot(intake, client, i, now_ns, false);
+    ll_stat_add(&intake->stats->sweeps, 1);
+    ll_stat_add(&intake->stats->sweeps_found, n_found);
+    return n_found;
+}
+
+static uint64_t n_submitted_of(const struct ll_attachment *client)
+{
+    /* Acquire, pairs with the client's release of n_submitted, which follows its slot's state: a
+     * count seen is a slot seen. */
+    return atomic_load_explicit(&client->hot->n_submitted, memory_order_acquire);
+}
+
+void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *client, uint64_t now_ns)
+{
+    if (intake->client[client->id] == client && !client->is_fenced && !client->is_leaving)
+        scan_client(intake, client, n_submitted_of(client), now_ns);
+}
+
+static void start_sweep(struct ll_intake *intake, uint64_t now_ns)
+{
+    if (intake->sweep_at < intake->n_clients)
+        return; /* one is under way */
+    if (now_ns >= intake->next_sweep_ns) {
+        intake->sweep_at = 0;
+        intake->is_full_sweep = true;
+        intake->next_sweep_ns = now_ns + LL_INTAKE_SWEEP_NS;
+        intake->next_fast_ns = now_ns + LL_INTAKE_SWEEP_FAST_NS;
+    } else if (now_ns >= intake->next_fast_ns) {
+        intake->sweep_at = 0;
+        intake->is_full_sweep = false;
+        intake->next_fast_ns = now_ns + LL_INTAKE_SWEEP_FAST_NS;
+    }
+}
+
+static uint32_t go_on_sweeping(struct ll_intake *intake, uint64_t now_ns)
+{
+    uint32_t n_left = LL_INTAKE_SLOTS_TURN, n_found = 0;
+
+    for (; intake->sweep_at < intake->n_clients; intake->sweep_at++) {
+        struct ll_attachment *client = intake->client[intake->id[intake->sweep_at]];
+        if (client->is_fenced || client->is_leaving ||
+            (!intake->is_full_sweep && !client->domain->is_swept_only))
+            continue;
+        uint64_t n_submitted = n_submitted_of(client);
+        if (n_submitted == client->n_doorbells && !client->needs_scan)
+            continue;
+        if (client->n_slots > n_left)
+            break; /* in the next turn */
+        n_left -= client->n_slots;
+        n_found += scan_client(intake, client, n_submitted, now_ns);
+    }
+    return n_found;
+}
+
+/* ---- copying
+ * ------------------------------------------------------------------------------------*/
+
+/* Copies and checks a piece of the prompt, then the biases; true: the sequence is WAITING or gone.
+ * *n_left falls by the bytes copied. */
+static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_left,
+                      uint64_t now_ns)
+{
+    struct ll_attachment *client = intake->client[seq->client];
+    uint32_t n = (uint32_t)ll_min_u64(seq->n_prompt - seq->n_copied, *n_left / sizeof(uint32_t));
+    uint32_t bias_bytes = seq->n_bias * (uint32_t)sizeof(struct ll_bias);
+    struct ll_refusal why;
+
+    copy_words(seq->token + seq->n_copied,
+               client->arena + seq->prompt_off + seq->n_copied * sizeof(uint32_t),
+               n * sizeof(uint32_t));
+    int rc = ll_gate_prompt(&intake->limits, seq, seq->n_copied, seq->n_copied + n, &why);
+    seq->n_copied += n;
+    *n_left -= n * (uint32_t)sizeof(uint32_t);
+    if (rc == 0) {
+        static_assert(LL_BIAS_MAX * sizeof(struct ll_bias) <= LL_INTAKE_BYTES_TURN, "a turn's");
+        if (seq->n_copied < seq->n_prompt || bias_bytes > *n_left)
+            return false;
+        copy_words(seq->bias, client->arena + seq->bias_off, bias_bytes);
+        *n_left -= bias_bytes;
+        rc = ll_gate_bias(&intake->limits, seq, &why);
+    }
+    if (rc < 0) {
+        client->shadow[seq->slot].phase = LL_SHADOW_IDLE;
+        client->n_open--;
+        client->n_seqs--;
+        intake->outlet->tokens_waiting -= seq->n_prompt;
+        refuse(intake, client, seq->slot, now_ns, &why);
+        ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
+        return true;
+    }
+    seq->n_tokens = seq->n_prompt;
+    client->shadow[seq->slot].phase = LL_SHADOW_ACCEPTED;
+    ll_outlet_phase(intake->outlet, seq, LL_PHASE_ACCEPTED, now_ns);
+    ll_seq_move(intake->pool, seq, LL_SEQ_WAITING);
+    return true;
+}
+
+static uint32_t copy_prompts(struct ll_intake *intake, uint64_t now_ns)
+{
+    const struct ll_seq_list *list = &intake->pool->list[LL_SEQ_INTAKE];
+    uint32_t n_left = LL_INTAKE_BYTES_TURN, work = 0;
+
+    while (list->first != LL_NONE && n_left >= sizeof(uint32_t)) {
+        struct ll_seq *seq = &intake->pool->seq[list->first];
+        work++;
+        if (seq->is_lost) { /* its client was fenced */
+            end_intake(intake, seq, now_ns);
+            continue;
+        }
+        if (!copy_some(intake, seq, &n_left, now_ns))
+            break;
+    }
+    return work;
+}
+
+/* ---- a turn
+ * -------------------------------------------------------------------------------------*/
+
+uint32_t ll_intake_poll(struct ll_intake *intake, uint64_t now_ns)
+{
+    uint32_t work = 0;
+
+    for (uint32_t i = 0; i < intake->n_domains; i++)
+        if (!intake->domain[i]->is_swept_only)
+            work += poll_bell(intake, intake->domain[i], now_ns);
+    start_sweep(intake, now_ns);
+    if (intake->sweep_at < intake->n_clients)
+        work += go_on_sweeping(intake, now_ns);
+    if (intake->pool->list[LL_SEQ_INTAKE].first != LL_NONE)
+        work += copy_prompts(intake, now_ns);
+    return work;
+}
+
+bool ll_intake_is_quiet(const struct ll_intake *intake)
+{
+    if (intake->pool->list[LL_SEQ_INTAKE].first != LL_NONE)
+        return false;
+    for (uint32_t i = 0; i < intake->n_domains; i++)
+        if (!intake->domain[i]->is_swept_only && !ll_bell_is_empty(&intake->domain[i]->bell))
+            return false;
+    for (uint32_t i = 0; i < intake->n_clients; i++) {
+        const struct ll_attachment *client = intake->client[intake->id[i]];
+        if (client->domain->is_swept_only && !client->is_fenced && !client->is_leaving &&
+            n_submitted_of(client) != client->n_doorbells)
+            return false;
+    }
+    return true;
+}
+
+/* ---- clients come and go
+ * ------------------------------------------------------------------------*/
+
+void ll_intake_attach(struct ll_intake *intake, struct ll_attachment *client)
+{
+    LL_ASSERT(client->id < LL_ATTACHMENTS_MAX && intake->client[client->id] == NULL);
+    intake->client[client->id] = client;
+    if (intake->sweep_at == intake->n_clients) /* no sweep under way: none begins by this */
+        intake->sweep_at++;
+    intake->id[intake->n_clients++] = (uint16_t)client->id;
+    if (client->domain->n_polled++ == 0)
+        intake->domain[intake->n_domains++] = client->domain;
+    ll_outlet_attach(intake->outlet, client);
+    ll_stat_set(&intake->stats->clients_attached, intake->n_clients);
+}
+
+static void forget(struct ll_intake *intake, struct ll_attachment *client)
+{
+    uint32_t i = 0;
+
+    while (intake->id[i] != client->id)
+        i++;
+    intake->id[i] = intake->id[--intake->n_clients];
+    if (intake->sweep_at > intake->n_clients)
+        intake->sweep_at = intake->n_clients;
+    intake->client[client->id] = NULL;
+
+    if (--client->domain->n_polled == 0) {
+        for (i = 0; intake->domain[i] != client->domain;)
+            i++;
+        intake->domain[i] = intake->domain[--intake->n_domains];
+    }
+    ll_outlet_detach(intake->outlet, client);
+    ll_stat_set(&intake->stats->clients_attached, intake->n_clients);
+}
+
+static void begin_leaving(struct ll_intake *intake, struct ll_attachment *client, bool has_died)
+{
+    client->is_leaving = true;
+    client->quarantine_pos = ll_bell_position(&client->domain->bell);
+    client->quarantine_empty = client->domain->n_empty;
+    for (uint32_t i = 0; i < client->n_slots; i++) {
+        if (client->shadow[i].phase == LL_SHADOW_IDLE)
+            continue;
+        struct ll_seq *seq = &intake->pool->seq[client->shadow[i].sequence];
+        if (has_died)
+            seq->is_lost = true;
+        else
+            seq->is_cancelled = true;
+        mark(intake, seq, seq->t_seen_ns);
+    }
+}
+
+/* A3: words the client pushed while it lived have all been consumed. */
+static bool is_quarantine_over(const struct ll_attachment *client)
+{
+    const struct ll_domain *domain = client->domain;
+
+    return domain->is_swept_only || domain->n_empty != client->quarantine_empty ||
+           ll_bell_position(&domain->bell) - client->quarantine_pos >=
+               1ull << domain->bell.bell.log2_words;
+}
+
+bool ll_intake_detach(struct ll_intake *intake, struct ll_attachment *client, bool has_died)
+{
+    LL_ASSERT(intake->client[client->id] == client);
+    if (!client->is_leaving)
+        begin_leaving(intake, client, has_died);
+    if (client->n_seqs > 0 || !is_quarantine_over(client))
+        return false;
+    forget(intake, client);
+    return true;
+}
+
+void ll_intake_check(const struct ll_intake *intake)
+{
+    uint32_t n_clients = 0, n_polled = 0;
+
+    for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {
+        const struct ll_attachment *client = intake->client[i];
+        if (client == NULL)
+            continue;
+        n_clients++;
+        uint32_t n_open = 0;
+        for (uint32_t k = 0; k < client->n_slots; k++) {
+            const struct ll_shadow *shadow = &client->shadow[k];
+            if (shadow->phase == LL_SHADOW_IDLE)
+                continue;
+            n_open++;
+            const struct ll_seq *seq = &intake->pool->seq[shadow->sequence];
+            LL_ASSERT(seq->client == client->id && seq->slot == k && seq->gen == shadow->gen);
+            LL_ASSERT(!seq->is_told && seq->state != LL_SEQ_FREE);
+            LL_ASSERT(shadow->phase == LL_SHADOW_ACCEPTED || seq->state == LL_SEQ_INTAKE ||
+                      seq->state == LL_SEQ_ENDING);
+        }
+        LL_ASSERT(n_open == client->n_open);
+    }
+    LL_ASSERT(n_clients == intake->n_clients && intake->sweep_at <= n_clients);
+    for (uint32_t i = 0; i < intake->n_domains; i++)
+        n_polled += intake->domain[i]->n_polled;
+    LL_ASSERT(n_polled == n_clients);
+}
