@@ -9,8 +9,9 @@
  *       LL_MAIL_DETACHED came; in between only ids, name and descriptors are read here
  *   C2  each ATTACH is answered by exactly one DETACH (value 1: the client died or was fenced,
  *       value 0: it said BYE), each DETACH by exactly one DETACHED from the step thread
- *   C3  INFO.rt_state, INFO.rt_reason and RSP.client_state are written by this thread alone. On
- *       LL_MAIL_FENCED it publishes the reason, sends KICK, closes the socket, answers DETACH
+ *   C3  INFO.rt_state goes READY, DRAINING by this thread, DEAD by the step thread, never back.
+ *       RSP.client_state is this thread's: on LL_MAIL_FENCED it publishes the reason, sends KICK,
+ *       closes the socket and answers DETACH
  *   C4  a stage of the handshake that takes longer than LL_ATTACH_NS ends it; who has not attached
  *       holds one socket and nothing else until its HELLO was read
  *
