@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/kv.h - the page pool: who owns which KV page. Where a page lies is the backend's affair.
  *
- *   K1  each page is free or owned; owner table: page -> (sequence, epoch), checked at every free
+ *   K1  each page is free or owned by one sequence; the owner table is checked at every take and
+ *       free
  *   K2  free + owned = total, always */
 #ifndef RUNTIME_KV_H
 #define RUNTIME_KV_H
@@ -12,6 +13,7 @@ struct ll_kv {
     uint32_t n_pages, n_free;
     uint32_t *free_page; /* stack */
     uint32_t *owner;     /* [n_pages] sequence index, LL_NONE: free */
+    uint8_t *seen;       /* [n_pages] for ll_kv_check */
 };
 
 int ll_kv_init(struct ll_kv *kv, uint32_t n_pages);

@@ -174,6 +174,13 @@ bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t event
     return true;
 }
 
+void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events)
+{
+    LL_ASSERT(events <= seq->n_booked);
+    seq->n_booked -= events;
+    outlet->client[seq->client]->credits_reserved -= events;
+}
+
 /* ---- phases -----------------------------------------------------------------------------------*/
 
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,

@@ -54,6 +54,8 @@ uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled);
 /* O2: books `events` (in seq->n_booked too) for a row; false: no credit now (seq->starved_ns is
  * set at the first such time and cleared by the next success). */
 bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns);
+/* Takes a booking back: the row did not come about. */
+void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events);
 
 /* Writes what a step yielded (n may be 0), gives back n_booked of each yield, then writes the
  * terminal events of all sequences in ENDING that are not yet told, and moves to FREE those told

@@ -3,12 +3,21 @@
  *
  * plan() moves sequences between WAITING and RUNNING, takes pages and credits, and lists the rows of
  * the next batch; apply() takes what a step returned and lists what to tell the clients. First come
- * first served, decode before prefill, prefill in chunks under the token budget.
+ * first served, decode before prefill, prefill in chunks under the token budget. A plan counts as
+ * submitted: positions and rows in flight move at once, so the caller must submit it.
+ *
+ * Waiting sequences start in order when pages for all they have to compute are free, and one page
+ * more for each running sequence, so that a newcomer does not at once push somebody out. Where a
+ * running sequence finds no page, one is preempted by recompute: a reader that has been without
+ * credit for a while first, else the sequence admitted last. It goes to the front of WAITING (a slow
+ * reader to the end) and what it has sampled becomes part of what is recomputed.
  *
  *   P1  every row's pages are booked before it is listed (kv.h), every row's events too (outlet.h)
  *   P2  a sequence has at most one row a batch
  *   P3  a RUNNING sequence holds a device slot; a WAITING one holds nothing
- *   P4  while anything runs or waits, and credits and pages allow, a plan is not empty */
+ *   P4  while anything runs or waits, and credits and pages allow, a plan is not empty
+ *   P5  pages and slot of a sequence are given back only when no row of it is in flight
+ *   P6  no row is submitted past the last token that can be needed (max_tokens, context) */
 #ifndef RUNTIME_SCHEDULER_H
 #define RUNTIME_SCHEDULER_H
 
@@ -30,7 +39,7 @@ struct ll_plan_row {
     uint16_t flags;     /* LL_ROW_* */
     bool is_from_device; /* the id is what the device sampled last */
     uint32_t n_booked;  /* events */
-    uint32_t n_scored;  /* prompt positions it scores */
+    uint32_t n_scored;   /* prompt tokens it scores: pos + 1 .. pos + n_scored */
 };
 
 struct ll_plan {
@@ -46,6 +55,7 @@ struct ll_scheduler {
     struct ll_stats *stats;
     uint32_t *free_slot; /* stack of device slots */
     uint32_t n_free_slots;
+    uint32_t next_scan; /* waiting sequences are looked through for marks a piece a plan */
 };
 
 int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_limits *limits,

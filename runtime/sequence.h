@@ -6,8 +6,8 @@
  *
  *   Q1  FREE -> INTAKE (prompt being copied) -> WAITING -> RUNNING -> ENDING -> FREE
  *       WAITING, RUNNING -> ENDING for any end; RUNNING -> WAITING by preemption;
- *       ENDING -> FREE (by the outlet) once it is told, n_in_flight is 0 and the scheduler has
- * taken pages and device slot back: ll_seq_is_done(). Whoever sets `end` moves to ENDING, no more
+ *       ENDING -> FREE by the outlet, once ll_seq_is_done(): it is told, no row is in flight and
+ *       the scheduler has taken pages and device slot back
  *   Q2  token[0 .. n_prompt) is the prompt, token[n_prompt .. n_tokens) what was sampled and polled
  *   Q3  pos_lo <= pos_hi: tokens whose KV is certainly / at most there after all submitted steps.
  *       Without speculation they are equal
@@ -130,7 +130,8 @@ static inline bool ll_seq_is_done(const struct ll_seq *seq)
 
 /* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */
 struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
-/* Moves a sequence to the end (or the front) of another state's list. */
+/* Moves a sequence to the end (or the front) of a state's list, its own included. Who moves to
+ * ENDING has set `end`; who moves to WAITING or FREE has given back pages and device slot. */
 void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
 void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
 

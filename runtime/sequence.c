@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/sequence.h"
+
+#include "base/assert.h"
+#include "base/bits.h"
+#include "base/err.h"
+#include "runtime/kv.h"
+
+#include <string.h>
+#include <sys/mman.h>
+
+/* Up to so much is touched at start, so that no request pays for page faults; the rest of a larger
+ * pool (many sequences times a long context) is touched by the first request that gets there. */
+#define POPULATE_BYTES_MAX (256ull << 20)
+
+static void unlink_seq(struct ll_seq_pool *pool, struct ll_seq *seq)
+{
+    struct ll_seq_list *list = &pool->list[seq->state];
+
+    if (seq->prev != LL_NONE)
+        pool->seq[seq->prev].next = seq->next;
+    else
+        list->first = seq->next;
+    if (seq->next != LL_NONE)
+        pool->seq[seq->next].prev = seq->prev;
+    else
+        list->last = seq->prev;
+    list->n--;
+}
+
+static void link_last(struct ll_seq_pool *pool, struct ll_seq *seq)
+{
+    struct ll_seq_list *list = &pool->list[seq->state];
+
+    seq->prev = list->last;
+    seq->next = LL_NONE;
+    if (list->last != LL_NONE)
+        pool->seq[list->last].next = seq->index;
+    else
+        list->first = seq->index;
+    list->last = seq->index;
+    list->n++;
+}
+
+static void link_first(struct ll_seq_pool *pool, struct ll_seq *seq)
+{
+    struct ll_seq_list *list = &pool->list[seq->state];
+
+    seq->prev = LL_NONE;
+    seq->next = list->first;
+    if (list->first != LL_NONE)
+        pool->seq[list->first].prev = seq->index;
+    else
+        list->last = seq->index;
+    list->first = seq->index;
+    list->n++;
+}
+
+int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
+{
+    if (n == 0 || n == LL_NONE || context_max == 0)
+        return LL_ERR(-EINVAL, "a pool of %u sequences of %u tokens", n, context_max);
+
+    /* Whole cache lines each: neighbours never share one. */
+    uint32_t token_capacity = (uint32_t)ll_align_up(context_max, 16);
+    uint32_t page_capacity = ll_kv_pages_for(context_max);
+    uint64_t token_bytes = (uint64_t)token_capacity * sizeof(uint32_t);
+    uint64_t page_bytes = ll_align_up((uint64_t)page_capacity * sizeof(uint32_t), LL_LINE_BYTES);
+    uint64_t bias_bytes = LL_BIAS_MAX * sizeof(struct ll_bias);
+    uint64_t head_bytes = ll_align_up((uint64_t)n * sizeof(struct ll_seq), 4096);
+    uint64_t total_bytes;
+
+    if (!ll_checked_mul(n, token_bytes + page_bytes + bias_bytes, &total_bytes) ||
+        !ll_checked_add(total_bytes, head_bytes, &total_bytes))
+        return LL_ERR(-ENOMEM, "%u sequences of %u tokens do not fit an address space", n,
+                      context_max);
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    if (total_bytes <= POPULATE_BYTES_MAX)
+        flags |= MAP_POPULATE;
+    char *memory = mmap(NULL, total_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (memory == MAP_FAILED)
+        return LL_ERRNO("%u sequences of %u tokens need %llu bytes", n, context_max,
+                        (unsigned long long)total_bytes);
+
+    *pool = (struct ll_seq_pool){
+        .seq = (struct ll_seq *)memory,
+        .n = n,
+        .token_capacity = context_max,
+        .page_capacity = page_capacity,
+        .memory = memory,
+        .memory_bytes = total_bytes,
+    };
+    for (int state = 0; state <= LL_SEQ_ENDING; state++)
+        pool->list[state] = (struct ll_seq_list){.first = LL_NONE, .last = LL_NONE};
+    char *at = memory + head_bytes;
+    for (uint32_t i = 0; i < n; i++) {
+        struct ll_seq *seq = &pool->seq[i];
+        seq->index = i;
+        seq->device_slot = LL_NONE;
+        seq->token = (uint32_t *)at;
+        at += token_bytes;
+        seq->page = (uint32_t *)at;
+        at += page_bytes;
+        seq->bias = (struct ll_bias *)at;
+        at += bias_bytes;
+        link_first(pool, seq);
+    }
+    return 0;
+}
+
+void ll_seq_pool_free(struct ll_seq_pool *pool)
+{
+    if (pool->memory != NULL)
+        munmap(pool->memory, pool->memory_bytes);
+    *pool = (struct ll_seq_pool){0};
+}
+
+struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
+{
+    /* The one freed last: its arrays are the likeliest to be in a cache. */
+    uint32_t index = pool->list[LL_SEQ_FREE].last;
+
+    if (index == LL_NONE)
+        return NULL;
+    struct ll_seq *seq = &pool->seq[index];
+    unlink_seq(pool, seq);
+    *seq = (struct ll_seq){
+        .index = index,
+        .state = LL_SEQ_INTAKE,
+        .token = seq->token,
+        .page = seq->page,
+        .bias = seq->bias,
+        .device_slot = LL_NONE,
+        .stop_id = LL_NONE,
+    };
+    link_last(pool, seq);
+    return seq;
+}
+
+/* What a state demands of what comes into it. */
+static void assert_may_enter(const struct ll_seq *seq, enum ll_seq_state state)
+{
+    LL_ASSERT(seq->state != LL_SEQ_FREE);
+    switch (state) {
+    case LL_SEQ_FREE: /* from INTAKE when refused, from ENDING when done */
+        LL_ASSERT(seq->n_booked == 0);
+        LL_ASSERT(seq->state != LL_SEQ_ENDING || ll_seq_is_done(seq));
+        /* fall through */
+    case LL_SEQ_WAITING:
+        LL_ASSERT(seq->n_in_flight == 0);
+        LL_ASSERT(seq->n_pages == 0);
+        LL_ASSERT(seq->device_slot == LL_NONE);
+        break;
+    case LL_SEQ_RUNNING:
+        LL_ASSERT(seq->state == LL_SEQ_WAITING);
+        break;
+    case LL_SEQ_ENDING:
+        LL_ASSERT(seq->end != LL_END_NONE);
+        break;
+    case LL_SEQ_INTAKE:
+        LL_ASSERT(!"ll_seq_take() is the way into INTAKE");
+    }
+}
+
+void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state)
+{
+    assert_may_enter(seq, state);
+    unlink_seq(pool, seq);
+    seq->state = state;
+    link_last(pool, seq);
+}
+
+void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state)
+{
+    assert_may_enter(seq, state);
+    unlink_seq(pool, seq);
+    seq->state = state;
+    link_first(pool, seq);
+}
+
+static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
+{
+    LL_ASSERT(seq->n_tokens <= pool->token_capacity);
+    LL_ASSERT(seq->n_pages <= pool->page_capacity);
+    LL_ASSERT(seq->n_pages_sent <= seq->n_pages);
+    LL_ASSERT(seq->pos_lo <= seq->pos_hi);
+    switch (seq->state) {
+    case LL_SEQ_FREE:
+        LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0);
+        LL_ASSERT(seq->n_pages == 0 && seq->device_slot == LL_NONE);
+        break;
+    case LL_SEQ_INTAKE:
+        LL_ASSERT(seq->n_copied <= seq->n_prompt && seq->n_pages == 0);
+        break;
+    case LL_SEQ_WAITING:
+        LL_ASSERT(seq->n_prompt > 0 && seq->n_tokens >= seq->n_prompt);
+        LL_ASSERT(seq->n_pages == 0 && seq->device_slot == LL_NONE);
+        LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0 && seq->pos_hi == 0);
+        LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told && !seq->is_preempted);
+        break;
+    case LL_SEQ_RUNNING:
+        LL_ASSERT(seq->n_prompt > 0 && seq->n_tokens >= seq->n_prompt);
+        LL_ASSERT(seq->device_slot != LL_NONE);
+        LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told);
+        /* Run-ahead: each row in flight can have one id that the host does not know yet. */
+        LL_ASSERT(seq->pos_hi <= seq->n_tokens + seq->n_in_flight * LL_ROW_TOKENS_MAX);
+        LL_ASSERT(!seq->is_preempted || seq->n_in_flight > 0);
+        break;
+    case LL_SEQ_ENDING:
+        LL_ASSERT(seq->end != LL_END_NONE);
+        break;
+    }
+}
+
+void ll_seq_check(const struct ll_seq_pool *pool)
+{
+    uint32_t n_total = 0;
+
+    for (int state = 0; state <= LL_SEQ_ENDING; state++) {
+        const struct ll_seq_list *list = &pool->list[state];
+        uint32_t n = 0, before = LL_NONE;
+        for (uint32_t i = list->first; i != LL_NONE; i = pool->seq[i].next) {
+            const struct ll_seq *seq = &pool->seq[i];
+            LL_ASSERT(i < pool->n && seq->index == i);
+            LL_ASSERT((int)seq->state == state);
+            LL_ASSERT(seq->prev == before);
+            LL_ASSERT(++n <= list->n);
+            check_one(pool, seq);
+            before = i;
+        }
+        LL_ASSERT(n == list->n && list->last == before);
+        n_total += n;
+    }
+    LL_ASSERT(n_total == pool->n);
+}
