@@ -40,7 +40,7 @@ struct ll_engine_options {
     uint32_t n_waiting_max;            /* requests; 0: n_sequences */
     uint64_t tokens_waiting_max;       /* 0: no limit */
     struct ll_scheduler_limits limits; /* stall_ns 0: 30 s */
-    struct ll_gate_limits gate;
+    struct ll_gate_limits gate;        /* n_pages_total 0: caps.n_pages */
     struct ll_info_region
         *info; /* the loop writes heartbeat, rt_sleeping, rt_state from READY on */
     struct ll_stat_region *stat; /* the loop writes all but the control group */
@@ -77,20 +77,24 @@ struct ll_engine {
     uint32_t depth;
     struct ll_yield *yields; /* [n_rows_max] */
 
-    struct ll_attachment *leaving[LL_ATTACHMENTS_MAX]; /* DETACH came, not yet DETACHED */
+    struct ll_engine_leaving {
+        struct ll_attachment *client;
+        bool has_died, is_gone; /* is_gone: DETACHED did not fit the mailbox yet */
+    } leaving[LL_ATTACHMENTS_MAX];
     uint32_t n_leaving;
 
     /* when to plan */
     bool is_dirty;             /* something changed since the last plan */
     uint64_t next_plan_ns;     /* plan again then, dirty or not: credits, deadlines */
-    uint64_t predicted_ns[16]; /* length of a step by log2 of its tokens */
-    uint64_t host_ns_mean, poll_ns_mean;
+    uint64_t predicted_ns[16]; /* length of a step by log2 of its tokens; 0: not known */
+    uint64_t host_mean_ns, poll_mean_ns;
     uint64_t host_ns; /* host work since the last step was applied */
 
-    uint64_t heartbeat_ns, mail_ns;
+    uint64_t now_ns; /* of the last turn's begin */
+    uint64_t next_beat_ns, next_mail_ns, next_gauges_ns;
     uint64_t drain_deadline_ns;
-    uint64_t n_mailed; /* to_control's tail when the control thread was last notified */
-    bool is_draining, is_drained_told, is_stopping;
+    uint64_t n_notified; /* to_control's tail when the control thread was last notified */
+    bool is_draining, is_idle_told, is_stopping;
     int failed; /* sticky code, 0: none */
     int epoll_fd;
 };
@@ -101,7 +105,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
 /* After the loop has ended. */
 void ll_engine_close(struct ll_engine *engine);
 
-/* The loop: until LL_MAIL_STOP (0) or a device error (its code; everybody has been told). */
+/* The loop: until LL_MAIL_STOP (0; what is open ends as failed, LL_E_DRAINING) or a device error
+ * (LL_E_BACKEND, G4). */
 int ll_engine_run(struct ll_engine *engine);
 
 /* One turn without waiting, for tests and simulations: work done, 0: nothing to do now, negative:

@@ -14,6 +14,13 @@ bool ll_mailbox_send(struct ll_mailbox *box, const struct ll_mail *mail)
     return true;
 }
 
+uint64_t ll_mailbox_room(const struct ll_mailbox *box)
+{
+    /* Relaxed twice: the own tail, and a head that can only have moved on, to more room. */
+    return LL_MAILBOX_LENGTH - (atomic_load_explicit(&box->tail, memory_order_relaxed) -
+                                atomic_load_explicit(&box->head, memory_order_relaxed));
+}
+
 bool ll_mailbox_take(struct ll_mailbox *box, struct ll_mail *out)
 {
     /* Relaxed: only this thread writes head. */

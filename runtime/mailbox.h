@@ -42,6 +42,8 @@ struct ll_mailbox {
 };
 
 bool ll_mailbox_send(struct ll_mailbox *box, const struct ll_mail *mail); /* false: full */
-bool ll_mailbox_take(struct ll_mailbox *box, struct ll_mail *out);        /* false: empty */
+/* Sender: messages that fit now. */
+uint64_t ll_mailbox_room(const struct ll_mailbox *box);
+bool ll_mailbox_take(struct ll_mailbox *box, struct ll_mail *out); /* false: empty */
 
 #endif

@@ -456,7 +456,10 @@ void ll_outlet_wake(struct ll_outlet *outlet)
             continue;
         ll_stat_add(&outlet->stats->wakes_sent, 1);
         struct ll_mail mail = {LL_MAIL_WAKE, client, 0};
-        if (++n_woken <= WAKES_HERE || !ll_mailbox_send(outlet->to_control, &mail))
+        /* Half the box is kept for mail that cannot be done without. */
+        if (++n_woken <= WAKES_HERE ||
+            ll_mailbox_room(outlet->to_control) <= LL_MAILBOX_LENGTH / 2 ||
+            !ll_mailbox_send(outlet->to_control, &mail))
             ll_wait_wake(client->wake_fd);
     }
     outlet->n_touched = 0;

@@ -499,6 +499,16 @@ uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan
     return plan->n_rows;
 }
 
+void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
+{
+    struct ll_seq_pool *pool = scheduler->pool;
+
+    while (pool->list[LL_SEQ_WAITING].first != LL_NONE)
+        end_seq(scheduler, &pool->seq[pool->list[LL_SEQ_WAITING].first], LL_END_FAILED, code);
+    while (pool->list[LL_SEQ_RUNNING].first != LL_NONE)
+        end_seq(scheduler, &pool->seq[pool->list[LL_SEQ_RUNNING].first], LL_END_FAILED, code);
+}
+
 /* ---- check
  * --------------------------------------------------------------------------------------*/
 void ll_scheduler_check(const struct ll_scheduler *scheduler)

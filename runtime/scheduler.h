@@ -72,7 +72,10 @@ uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan
                             const struct ll_result *result, uint64_t now_ns,
                             struct ll_yield *yields);
 
-/* P2, P3 and kv; aborts on a fault. */
+/* Ends all that waits or runs as FAILED with code: the grace of a drain is over. */
+void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code);
+
+/* P3, P6, Q4 and kv; aborts on a fault. */
 void ll_scheduler_check(const struct ll_scheduler *scheduler);
 
 #endif
