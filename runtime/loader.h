@@ -2,7 +2,8 @@
 /* runtime/loader.h - moves a checkpoint's bytes into a backend: want, read, feed, seal.
  *
  * Plain reads into staging buffers; what the backend wants of each tensor is planned and sorted by
- * file and offset before the first read. */
+ * file and offset before the first read. The staging memory that pin() was given is the loader's: it
+ * is gone when ll_loader_run() returns, so a backend forgets its pins in seal or close. */
 #ifndef RUNTIME_LOADER_H
 #define RUNTIME_LOADER_H
 

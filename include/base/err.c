@@ -41,8 +41,12 @@ int ll_err_prefix(int code, const char *format, ...)
     int used = vsnprintf(text, sizeof(text), format, args);
     va_end(args);
     if (used >= 0 && (size_t)used < sizeof(text))
-        snprintf(text + used, sizeof(text) - (size_t)used, ": %s", tail);
+        snprintf(text + used, sizeof(text) - (size_t)used, ": %.*s",
+                 (int)(sizeof(text) - (size_t)used), tail); /* cut on purpose, which gcc now sees */
     return code;
 }
 
-const char *ll_err_text(void) { return text; }
+const char *ll_err_text(void)
+{
+    return text;
+}

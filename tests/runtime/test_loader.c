@@ -1,0 +1,433 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tests/runtime/test_loader.c - the loader against a backend that records: every wanted byte comes
+ * once, in the right place, whatever the split; a buffer is not touched before its ticket is done;
+ * what goes wrong on disk or in the backend is told. */
+#include "tests/runtime/checkpoint_maker.h"
+
+#include "base/err.h"
+#include "base/rng.h"
+#include "ll/client.h"
+#include "runtime/loader.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#define RANKS_MAX   4u
+#define PENDING_MAX 4096u
+
+struct pending { /* a piece the backend has not looked at yet: it reads it when fed() is asked */
+    struct ll_tensor tensor;
+    uint32_t rank;
+    uint64_t offset;
+    const uint8_t *data;
+    size_t n_bytes;
+    bool is_done;
+};
+
+/* The recording backend. Bytes are taken late, from the staging buffer, so a buffer that is filled
+ * again too early shows as wrong bytes. */
+struct ll_device {
+    uint32_t n_ranks;
+    uint32_t n_spans; /* each tensor is wanted in so many spans a rank, dealt out in turn */
+    bool is_shared;   /* every rank wants everything */
+    bool has_gaps;    /* spans of odd number are nobody's */
+    uint32_t lag;     /* fed() says "not yet" so often before it takes the piece */
+    int fail_at;      /* feed() number that fails; -1 none */
+    int no_want, no_seal;
+    const char *spoil; /* file to damage at the first feed */
+    bool is_cut;       /* by cutting it, else by touching it */
+
+    struct pending *pending;
+    uint32_t n_feeds, n_waits, n_pins, n_seals;
+    uint8_t *bytes[RANKS_MAX][128];
+    uint8_t *times[RANKS_MAX][128]; /* how often each byte came */
+    uint64_t n_bytes_max;
+};
+
+static uint32_t index_of(const struct ll_tensor *tensor)
+{
+    return tensor->layer * LL_TENSOR_ROLES + (uint32_t)tensor->role;
+}
+
+/* Span k of n of a tensor, uneven on purpose. */
+static uint64_t cut_of(uint64_t size, uint32_t k, uint32_t n)
+{
+    return k == n ? size : size * k / n / 3 * 3;
+}
+
+static bool is_wanted(const struct ll_device *device, uint32_t k, uint32_t rank)
+{
+    if (device->has_gaps && k % 2 == 1)
+        return false;
+    return device->is_shared || k % device->n_ranks == rank;
+}
+
+static int rec_want(struct ll_device *device, const struct ll_tensor *tensor, struct ll_span *spans,
+                    uint32_t n_max, struct ll_text *error)
+{
+    uint32_t n = 0, pieces = device->n_spans;
+
+    if (device->no_want < 0) {
+        snprintf(error->s, sizeof(error->s), "no kernel for this type");
+        return device->no_want;
+    }
+    for (uint32_t rank = 0; rank < device->n_ranks; rank++)
+        for (uint32_t k = 0; k < pieces && n < n_max; k++) {
+            if (!is_wanted(device, k, rank))
+                continue;
+            uint64_t from = cut_of(tensor->size_bytes, k, pieces);
+            spans[n++] =
+                (struct ll_span){.offset = from,
+                                 .size_bytes = cut_of(tensor->size_bytes, k + 1, pieces) - from,
+                                 .rank = rank};
+        }
+    return (int)n;
+}
+
+static int rec_pin(struct ll_device *device, void *base, size_t size_bytes, struct ll_text *error)
+{
+    (void)error;
+    assert_int_equal((uintptr_t)base % 4096, 0);
+    assert_true(size_bytes > 0);
+    device->n_pins++;
+    return 0;
+}
+
+static void spoil_file(const struct ll_device *device)
+{
+    struct timespec times[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+
+    if (device->is_cut)
+        assert_int_equal(truncate(device->spoil, 4096), 0);
+    else
+        assert_int_equal(utimensat(AT_FDCWD, device->spoil, times, 0), 0);
+}
+
+static int rec_feed(struct ll_device *device, uint32_t weights, const struct ll_tensor *tensor,
+                    uint32_t rank, uint64_t offset, const void *data, size_t n_bytes,
+                    uint64_t *ticket, struct ll_text *error)
+{
+    assert_int_equal(weights, 1);
+    assert_true(device->n_feeds < PENDING_MAX);
+    if ((int)device->n_feeds == device->fail_at) {
+        snprintf(error->s, sizeof(error->s), "device memory is gone");
+        return -ENOMEM;
+    }
+    if (device->n_feeds == 0 && device->spoil != NULL)
+        spoil_file(device);
+    device->pending[device->n_feeds] = (struct pending){
+        .tensor = *tensor, .rank = rank, .offset = offset, .data = data, .n_bytes = n_bytes};
+    *ticket = ++device->n_feeds;
+    return 0;
+}
+
+static int rec_fed(struct ll_device *device, uint64_t ticket, struct ll_text *error)
+{
+    struct pending *p = &device->pending[ticket - 1];
+    uint32_t i = index_of(&p->tensor);
+
+    (void)error;
+    assert_true(ticket >= 1 && ticket <= device->n_feeds);
+    if (p->is_done)
+        return 1;
+    if (device->lag > 0 && device->n_waits++ % (device->lag + 1) != device->lag)
+        return 0;
+    if (device->bytes[p->rank][i] == NULL) {
+        device->bytes[p->rank][i] = calloc(1, p->tensor.size_bytes);
+        device->times[p->rank][i] = calloc(1, p->tensor.size_bytes);
+    }
+    assert_true(p->offset + p->n_bytes <= p->tensor.size_bytes);
+    memcpy(device->bytes[p->rank][i] + p->offset, p->data, p->n_bytes);
+    for (size_t k = 0; k < p->n_bytes; k++)
+        device->times[p->rank][i][p->offset + k]++;
+    if (p->n_bytes > device->n_bytes_max)
+        device->n_bytes_max = p->n_bytes;
+    p->is_done = true;
+    return 1;
+}
+
+static int rec_seal(struct ll_device *device, uint32_t weights, struct ll_text *error)
+{
+    assert_int_equal(weights, 1);
+    device->n_seals++;
+    if (device->no_seal < 0)
+        snprintf(error->s, sizeof(error->s), "layer 3 is not complete");
+    return device->no_seal;
+}
+
+static const struct ll_backend recorder = {.abi = LL_BACKEND_ABI,
+                                           .name = "recorder",
+                                           .want = rec_want,
+                                           .pin = rec_pin,
+                                           .feed = rec_feed,
+                                           .fed = rec_fed,
+                                           .seal = rec_seal};
+
+struct fixture {
+    struct maker maker;
+    struct ll_checkpoint checkpoint;
+    struct ll_device device;
+};
+
+static struct fixture *open_fixture(const char *dtype, bool is_sharded)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+
+    maker_init(&f->maker, dtype);
+    if (is_sharded)
+        maker_write_sharded(&f->maker);
+    else
+        maker_write_single(&f->maker);
+    if (ll_checkpoint_open(&f->checkpoint, f->maker.directory) < 0)
+        fail_msg("%s", ll_err_text());
+    f->device = (struct ll_device){.n_ranks = 1, .n_spans = 1, .fail_at = -1};
+    f->device.pending = calloc(PENDING_MAX, sizeof(*f->device.pending));
+    return f;
+}
+
+static void close_fixture(struct fixture *f)
+{
+    for (uint32_t rank = 0; rank < RANKS_MAX; rank++)
+        for (int i = 0; i < 128; i++) {
+            free(f->device.bytes[rank][i]);
+            free(f->device.times[rank][i]);
+        }
+    free(f->device.pending);
+    ll_checkpoint_close(&f->checkpoint);
+    maker_free(&f->maker);
+    free(f);
+}
+
+static int load(struct fixture *f)
+{
+    return ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, NULL, NULL);
+}
+
+/* Every rank has exactly what it wanted, each byte once and right. */
+static void assert_all_there(const struct fixture *f)
+{
+    const struct ll_device *d = &f->device;
+
+    assert_int_equal(d->n_seals, 1);
+    for (uint32_t t = 0; t < f->checkpoint.n_tensors; t++) {
+        const struct ll_checkpoint_tensor *tensor = &f->checkpoint.tensor[t];
+        uint32_t i = index_of(&tensor->tensor);
+        for (uint32_t k = 0; k < d->n_spans; k++) {
+            uint64_t from = cut_of(tensor->tensor.size_bytes, k, d->n_spans);
+            uint64_t to = cut_of(tensor->tensor.size_bytes, k + 1, d->n_spans);
+            for (uint32_t rank = 0; rank < d->n_ranks; rank++) {
+                bool wanted = is_wanted(d, k, rank);
+                for (uint64_t at = from; at < to; at++) {
+                    assert_int_equal(d->times[rank][i] == NULL ? 0 : d->times[rank][i][at], wanted);
+                    if (wanted)
+                        assert_int_equal(d->bytes[rank][i][at], maker_byte(tensor->name, at));
+                }
+            }
+        }
+    }
+}
+
+static void every_byte_arrives_once_in_three_types(void **state)
+{
+    static const char *const types[] = {"BF16", "F16", "F32"};
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct fixture *f = open_fixture(types[i], i == 1);
+        assert_int_equal(load(f), 0);
+        assert_all_there(f);
+        assert_int_equal(f->device.n_pins, 1);
+        close_fixture(f);
+    }
+}
+
+static void ranks_get_what_they_want_in_any_split(void **state)
+{
+    (void)state;
+    for (uint32_t ranks = 1; ranks <= RANKS_MAX; ranks++)
+        for (uint32_t spans = 1; spans <= 13; spans += 4)
+            for (int shared = 0; shared < 2; shared++) {
+                struct fixture *f = open_fixture("BF16", ranks == 2);
+                f->device.n_ranks = ranks;
+                f->device.n_spans = spans;
+                f->device.is_shared = shared;
+                f->device.has_gaps = spans == 9;
+                f->device.lag = ranks % 3;
+                assert_int_equal(load(f), 0);
+                assert_all_there(f);
+                close_fixture(f);
+            }
+}
+
+/* More than the staging buffers hold together, taken late: one filled again too early would show.
+ */
+static void file_larger_than_staging_arrives_whole(void **state)
+{
+    struct maker *maker;
+    struct fixture *f = calloc(1, sizeof(*f));
+    char config[2048];
+
+    (void)state;
+    maker = &f->maker;
+    maker_init(maker, "F32");
+    for (int i = 0; i < 2; i++) {
+        struct maker_tensor *t =
+            maker_find(maker, i == 0 ? "model.embed_tokens.weight" : "lm_head.weight");
+        strcpy(t->shape, "[300001,16]");
+        t->n_bytes = 300001ull * 16 * 4;
+    }
+    maker_layout(maker);
+    maker_write_single(maker);
+    const char *at = strstr(MAKER_CONFIG, "\"vocab_size\": 32");
+    assert_non_null(at);
+    snprintf(config, sizeof(config), "%.*s\"vocab_size\": 300001%s", (int)(at - MAKER_CONFIG),
+             MAKER_CONFIG, at + strlen("\"vocab_size\": 32"));
+    maker_write_text(maker, "config.json", config);
+    if (ll_checkpoint_open(&f->checkpoint, maker->directory) < 0)
+        fail_msg("%s", ll_err_text());
+    f->device = (struct ll_device){.n_ranks = 2, .n_spans = 3, .fail_at = -1, .lag = 2};
+    f->device.is_shared = true;
+    f->device.pending = calloc(PENDING_MAX, sizeof(*f->device.pending));
+    assert_int_equal(load(f), 0);
+    assert_true(f->device.n_bytes_max <= 8u << 20);
+    assert_int_equal(f->device.n_seals, 1);
+    for (int i = 0; i < 2; i++) {
+        struct ll_tensor tensor = {.role = i == 0 ? LL_TENSOR_EMBED : LL_TENSOR_HEAD};
+        const char *name = i == 0 ? "model.embed_tokens.weight" : "lm_head.weight";
+        uint32_t wrong = 0;
+        for (uint64_t k = 0; k < 300001ull * 64; k++)
+            wrong += f->device.bytes[1][index_of(&tensor)][k] != maker_byte(name, k) ||
+                     f->device.times[0][index_of(&tensor)][k] != 1;
+        assert_int_equal(wrong, 0);
+    }
+    close_fixture(f);
+}
+
+struct seen {
+    uint64_t last, total;
+    int n_calls, stop_at;
+};
+
+static int watch(void *context, const struct ll_load_progress *progress)
+{
+    struct seen *seen = context;
+
+    assert_true(progress->bytes_done >= seen->last);
+    assert_true(progress->bytes_done <= progress->bytes_total);
+    seen->last = progress->bytes_done;
+    seen->total = progress->bytes_total;
+    return ++seen->n_calls == seen->stop_at;
+}
+
+static void progress_rises_to_the_total_and_can_stop_the_load(void **state)
+{
+    struct fixture *f = open_fixture("BF16", true);
+    struct seen seen = {0};
+
+    (void)state;
+    f->device.n_ranks = 2; /* bytes that two ranks want are read, and counted, once */
+    f->device.is_shared = true;
+    assert_int_equal(ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, watch, &seen), 0);
+    assert_int_equal(seen.last, f->checkpoint.weights_bytes);
+    assert_int_equal(seen.total, f->checkpoint.weights_bytes);
+    assert_true(seen.n_calls > 1);
+    close_fixture(f);
+
+    f = open_fixture("BF16", true);
+    seen = (struct seen){.stop_at = 2};
+    assert_int_equal(ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, watch, &seen),
+                     -ECANCELED);
+    assert_int_equal(f->device.n_seals, 0);
+    close_fixture(f);
+}
+
+static void assert_fails(struct fixture *f, int code, const char *word1, const char *word2)
+{
+    int rc = load(f);
+
+    if (rc != code || strstr(ll_err_text(), word1) == NULL || strstr(ll_err_text(), word2) == NULL)
+        fail_msg("%d: \"%s\" lacks \"%s\" or \"%s\"", rc, ll_err_text(), word1, word2);
+}
+
+static void errors_of_the_backend_come_with_its_words_and_the_tensor(void **state)
+{
+    struct fixture *f = open_fixture("BF16", false);
+
+    (void)state;
+    f->device.no_want = LL_E_UNSUPPORTED;
+    assert_fails(f, LL_E_UNSUPPORTED, "model.embed_tokens.weight", "no kernel for this type");
+    f->device.no_want = 0;
+    f->device.fail_at = 3;
+    f->device.lag = 1;
+    assert_fails(f, -ENOMEM, "model.layers.0.", "device memory is gone");
+    for (uint32_t i = 0; i < f->device.n_feeds; i++) /* waited for what was in flight */
+        assert_true(f->device.pending[i].is_done);
+    assert_int_equal(f->device.n_seals, 0);
+    close_fixture(f);
+
+    f = open_fixture("BF16", false);
+    f->device.no_seal = LL_E_BACKEND;
+    assert_fails(f, LL_E_BACKEND, "sealing", "layer 3 is not complete");
+    close_fixture(f);
+}
+
+static void file_that_changes_while_loading_is_refused(void **state)
+{
+    struct fixture *f = open_fixture("BF16", false);
+    char path[256];
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s", maker_path(&f->maker, "model.safetensors"));
+    f->device.spoil = path;
+    assert_fails(f, LL_E_INVAL, "model.safetensors", "written to");
+    assert_int_equal(f->device.n_seals, 0);
+    close_fixture(f);
+
+    /* Between opening and loading: cut, longer, gone. */
+    f = open_fixture("BF16", false);
+    snprintf(path, sizeof(path), "%s", maker_path(&f->maker, "model.safetensors"));
+    assert_int_equal(truncate(path, 3000), 0);
+    assert_fails(f, LL_E_INVAL, "model.safetensors", "3000 bytes now");
+    unlink(path);
+    assert_fails(f, -ENOENT, "model.safetensors", "No such file");
+    close_fixture(f);
+}
+
+static void file_cut_off_while_loading_is_a_short_read_with_its_place(void **state)
+{
+    struct fixture *f = open_fixture("BF16", true);
+    char path[256];
+
+    (void)state;
+    /* The first feed, of the first shard, cuts the last one. */
+    snprintf(path, sizeof(path), "%s", maker_path(&f->maker, maker_shard_name(2)));
+    f->device.spoil = path;
+    f->device.is_cut = true;
+    assert_fails(f, LL_E_INVAL, maker_shard_name(2), "changed while loading");
+    close_fixture(f);
+
+    /* Gaps in what is wanted make many reads of one file; the cut comes after the first. */
+    f = open_fixture("F32", false);
+    snprintf(path, sizeof(path), "%s", maker_path(&f->maker, "model.safetensors"));
+    f->device.spoil = path;
+    f->device.is_cut = true;
+    f->device.has_gaps = true;
+    f->device.n_spans = 4;
+    assert_fails(f, LL_E_INVAL, "model.layers.", "the file ends before byte");
+    assert_int_equal(f->device.n_seals, 0);
+    close_fixture(f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_byte_arrives_once_in_three_types),
+        cmocka_unit_test(ranks_get_what_they_want_in_any_split),
+        cmocka_unit_test(file_larger_than_staging_arrives_whole),
+        cmocka_unit_test(progress_rises_to_the_total_and_can_stop_the_load),
+        cmocka_unit_test(errors_of_the_backend_come_with_its_words_and_the_tensor),
+        cmocka_unit_test(file_that_changes_while_loading_is_refused),
+        cmocka_unit_test(file_cut_off_while_loading_is_a_short_read_with_its_place),
+    };
+    return cmocka_run_group_tests_name("runtime/loader", tests, NULL, NULL);
+}
