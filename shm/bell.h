@@ -59,12 +59,12 @@ int ll_bell_pop(struct ll_bell_reader *reader, uint32_t *payload);
 static inline bool ll_bell_is_empty(const struct ll_bell_reader *reader)
 {
     uint64_t mask = (1ull << reader->bell.log2_words) - 1;
-    uint64_t lap = reader->head >> reader->bell.log2_words & UINT32_MAX;
+    uint64_t lap = reader->head >> reader->bell.log2_words; /* the 32-bit lap wraps by the shift */
     /* Acquire, pairs with the release of the CAS in ll_bell_push, as in ll_bell_pop. */
     uint64_t word =
         atomic_load_explicit(&reader->bell.head->word[reader->head & mask], memory_order_acquire);
 
-    return word >> 31 == 2 * lap;
+    return word == lap << 32;
 }
 
 /* Refills the whole ring EMPTY a lap further on, ring_gen + 1. Words on the way are lost (B4). */

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tests/shm/test_region.c - regions, seals and messages of shm/region.h. The peer is this process
+ * with the descriptor it would have received: seals belong to the memory, not to who asks. */
+#include "tests/harness.h"
+
+#include "ll/client.h"
+#include "shm/region.h"
+#include "shm/wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define BYTES (16u * 4096u)
+
+static struct ll_region make(void)
+{
+    struct ll_region region;
+
+    assert_int_equal(ll_region_create(&region, "test", BYTES, -1), 0);
+    return region;
+}
+
+static int count_fds(void)
+{
+    int n = 0;
+
+    for (int fd = 0; fd < 1024; fd++)
+        n += fcntl(fd, F_GETFD) >= 0;
+    return n;
+}
+
+static void a_region_is_zeroed_rounded_and_never_hugetlb(void **state)
+{
+    (void)state;
+    struct ll_region region;
+    struct statfs fs;
+
+    assert_int_equal(ll_region_create(&region, "test", BYTES - 100, 0), 0);
+    assert_int_equal(region.size_bytes, BYTES);
+    for (size_t i = 0; i < BYTES; i++)
+        assert_int_equal(((char *)region.base)[i], 0);
+    assert_int_equal(fstatfs(region.fd, &fs), 0);
+    assert_int_equal(fs.f_type, TMPFS_MAGIC);
+    assert_int_equal(fcntl(region.fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+    ll_region_free(&region);
+    assert_null(region.base);
+    assert_int_equal(region.fd, -1);
+    ll_region_free(&region); /* an empty one is accepted */
+    assert_int_equal(ll_region_create(&region, "test", 0, -1), -EINVAL);
+}
+
+static void a_missing_numa_node_is_no_error(void **state)
+{
+    (void)state;
+    struct ll_region region;
+
+    assert_int_equal(ll_region_create(&region, "test", BYTES, 1000), 0);
+    ll_region_free(&region);
+    assert_int_equal(ll_region_create(&region, "test", BYTES, 1 << 20), 0);
+    ll_region_free(&region);
+}
+
+static void a_client_maps_what_was_promised_and_nothing_else(void **state)
+{
+    (void)state;
+    struct ll_region region = make(), peer;
+
+    assert_int_equal(ll_region_map(&peer, region.fd, BYTES, true), LL_E_PROTOCOL); /* unsealed */
+    assert_int_equal(ll_region_seal_size(&region), 0);
+    assert_int_equal(ll_region_map(&peer, region.fd, BYTES + 4096, true), LL_E_PROTOCOL);
+    assert_int_equal(ll_region_map(&peer, region.fd, BYTES - 4096, true), LL_E_PROTOCOL);
+    assert_int_equal(ll_region_map(&peer, region.fd, 0, true), LL_E_PROTOCOL);
+    int not_memory = open("/dev/null", O_RDWR | O_CLOEXEC);
+    assert_int_equal(ll_region_map(&peer, not_memory, BYTES, true), LL_E_PROTOCOL);
+    close(not_memory);
+    assert_int_equal(ll_region_map(&peer, -1, BYTES, true), LL_E_PROTOCOL);
+
+    assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, true), 0);
+    ((char *)peer.base)[5] = 42;
+    assert_int_equal(((char *)region.base)[5], 42);
+    ll_region_free(&peer);
+    ll_region_free(&region);
+}
+
+static void populate_works_for_both_sides(void **state)
+{
+    (void)state;
+    struct ll_region region = make(), peer;
+    unsigned char resident[BYTES / 4096];
+    bool locked;
+
+    assert_int_equal(ll_region_populate(&region, &locked), 0);
+    assert_int_equal(mincore(region.base, BYTES, resident), 0);
+    for (size_t i = 0; i < sizeof(resident); i++)
+        assert_int_equal(resident[i] & 1, 1);
+    assert_int_equal(ll_region_seal_written(&region), 0);
+    assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, false), 0);
+    assert_int_equal(ll_region_populate(&peer, &locked), 0);
+    ll_region_free(&peer);
+    ll_region_free(&region);
+}
+
+static void a_child_does_not_inherit_a_mapping(void **state)
+{
+    (void)state;
+    struct ll_region region = make();
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        unsigned char resident[BYTES / 4096];
+        _exit(mincore(region.base, BYTES, resident) == -1 && errno == ENOMEM ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    ll_region_free(&region);
+}
+
+/* ---- messages */
+
+static void messages_arrive_whole_and_with_their_descriptors(void **state)
+{
+    (void)state;
+    struct ll_region region = make();
+    struct ll_msg_refuse out = {.head = {LL_MSG_MAGIC, LL_MSG_REFUSE, sizeof(out)}, .code = -5};
+    struct ll_msg_refuse in;
+    int pair[2], fds[LL_FD_COUNT], n_fds;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
+                     0);
+    assert_int_equal(ll_msg_recv(pair[1], &in, sizeof(in)), -EAGAIN);
+    assert_int_equal(ll_msg_send(pair[0], &out, sizeof(out), NULL, 0), 0);
+    assert_int_equal(ll_msg_recv(pair[1], &in, sizeof(in)), sizeof(in));
+    assert_memory_equal(&in, &out, sizeof(in));
+
+    int sent[LL_FD_COUNT];
+    for (int i = 0; i < LL_FD_COUNT; i++)
+        sent[i] = region.fd;
+    for (int n = 0; n <= LL_FD_COUNT; n++) {
+        int before = count_fds();
+        assert_int_equal(ll_msg_send(pair[0], &out, sizeof(out), sent, n), 0);
+        assert_int_equal(ll_msg_recv_fds(pair[1], &in, sizeof(in), fds, LL_FD_COUNT, &n_fds),
+                         sizeof(in));
+        assert_int_equal(n_fds, n);
+        assert_int_equal(count_fds(), before + n);
+        for (int i = 0; i < n; i++) {
+            assert_int_equal(fcntl(fds[i], F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+            close(fds[i]);
+        }
+    }
+    close(pair[0]);
+    assert_int_equal(ll_msg_recv(pair[1], &in, sizeof(in)), 0);
+    assert_int_equal(ll_msg_recv_fds(pair[1], &in, sizeof(in), fds, LL_FD_COUNT, &n_fds), 0);
+    assert_int_equal(ll_msg_send(pair[1], &out, sizeof(out), NULL, 0), -EPIPE); /* no SIGPIPE */
+    close(pair[1]);
+    ll_region_free(&region);
+}
+
+static void a_message_that_is_not_ours_is_refused(void **state)
+{
+    (void)state;
+    struct {
+        struct ll_msg_plain plain;
+        char more[64];
+    } bad = {.plain.head = {LL_MSG_MAGIC, LL_MSG_BYE, sizeof(struct ll_msg_plain)}};
+    char in[64];
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair), 0);
+    ll_msg_send(pair[0], &bad, sizeof(bad.plain), NULL, 0);
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), sizeof(bad.plain));
+    ll_msg_send(pair[0], &bad, sizeof(bad.plain) - 1, NULL, 0); /* shorter than it says */
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), LL_E_PROTOCOL);
+    ll_msg_send(pair[0], &bad, sizeof(bad.plain) + 1, NULL, 0); /* longer */
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), LL_E_PROTOCOL);
+    ll_msg_send(pair[0], &bad, 3, NULL, 0); /* no head */
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), LL_E_PROTOCOL);
+    ll_msg_send(pair[0], &bad, sizeof(bad), NULL, 0); /* cut by our buffer */
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), LL_E_PROTOCOL);
+    bad.plain.head.magic++;
+    ll_msg_send(pair[0], &bad, sizeof(bad.plain), NULL, 0);
+    assert_int_equal(ll_msg_recv(pair[1], in, sizeof(in)), LL_E_PROTOCOL);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+/* R1: 8 descriptors attached by a hostile peer, on a receiver of either form. */
+static void descriptors_nobody_asked_for_do_not_stay(void **state)
+{
+    (void)state;
+    struct ll_msg_plain out = {.head = {LL_MSG_MAGIC, LL_MSG_BYE, sizeof(out)}}, in;
+    int pair[2], fds[LL_FD_COUNT], sent[LL_FD_COUNT] = {0}, n_fds;
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, pair), 0);
+    int before = count_fds();
+    ll_msg_send(pair[0], &out, sizeof(out), sent, LL_FD_COUNT);
+    assert_int_equal(ll_msg_recv(pair[1], &in, sizeof(in)), LL_E_PROTOCOL);
+    ll_msg_send(pair[0], &out, sizeof(out), sent, LL_FD_COUNT);
+    assert_int_equal(ll_msg_recv_fds(pair[1], &in, sizeof(in), fds, 3, &n_fds), LL_E_PROTOCOL);
+    out.head.magic++; /* a bad message's are closed too */
+    ll_msg_send(pair[0], &out, sizeof(out), sent, LL_FD_COUNT);
+    assert_int_equal(ll_msg_recv_fds(pair[1], &in, sizeof(in), fds, 8, &n_fds), LL_E_PROTOCOL);
+    assert_int_equal(n_fds, 0);
+    assert_int_equal(count_fds(), before);
+    close(pair[0]);
+    close(pair[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_region_is_zeroed_rounded_and_never_hugetlb),
+        cmocka_unit_test(a_missing_numa_node_is_no_error),
+        cmocka_unit_test(a_client_maps_what_was_promised_and_nothing_else),
+        cmocka_unit_test(populate_works_for_both_sides),
+        cmocka_unit_test(a_child_does_not_inherit_a_mapping),
+        cmocka_unit_test(messages_arrive_whole_and_with_their_descriptors),
+        cmocka_unit_test(a_message_that_is_not_ours_is_refused),
+        cmocka_unit_test(descriptors_nobody_asked_for_do_not_stay),
+    };
+    return cmocka_run_group_tests_name("shm/region", tests, NULL, NULL);
+}
