@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tests/runtime/test_sequence.c - the pool and its lists: Q1 of runtime/sequence.h. */
+#include "tests/harness.h"
+
+#include "runtime/sequence.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define N_SEQS  5u
+#define CONTEXT 300u
+
+static int setup(void **state)
+{
+    static struct ll_seq_pool pool;
+
+    *state = &pool;
+    return ll_seq_pool_init(&pool, N_SEQS, CONTEXT);
+}
+
+static int teardown(void **state)
+{
+    ll_seq_pool_free(*state);
+    return 0;
+}
+
+/* A sequence as intake leaves it. */
+static struct ll_seq *waiting(struct ll_seq_pool *pool)
+{
+    struct ll_seq *seq = ll_seq_take(pool);
+
+    seq->n_prompt = seq->n_tokens = seq->n_copied = 10;
+    seq->max_tokens = 5;
+    ll_seq_move(pool, seq, LL_SEQ_WAITING);
+    return seq;
+}
+
+static void each_has_its_own_arrays_of_full_length(void **state)
+{
+    struct ll_seq_pool *pool = *state;
+    struct ll_seq *seq[N_SEQS];
+
+    for (uint32_t i = 0; i < N_SEQS; i++) {
+        seq[i] = ll_seq_take(pool);
+        assert_non_null(seq[i]);
+        for (uint32_t k = 0; k < CONTEXT; k++)
+            seq[i]->token[k] = i;
+        for (uint32_t k = 0; k < pool->page_capacity; k++)
+            seq[i]->page[k] = i;
+        for (uint32_t k = 0; k < LL_BIAS_MAX; k++)
+            seq[i]->bias[k].id = i;
+    }
+    for (uint32_t i = 0; i < N_SEQS; i++) {
+        for (uint32_t k = 0; k < CONTEXT; k++)
+            assert_int_equal(seq[i]->token[k], i);
+        for (uint32_t k = 0; k < pool->page_capacity; k++)
+            assert_int_equal(seq[i]->page[k], i);
+        for (uint32_t k = 0; k < LL_BIAS_MAX; k++)
+            assert_int_equal(seq[i]->bias[k].id, i);
+    }
+    assert_null(ll_seq_take(pool));
+    ll_seq_check(pool);
+}
+
+static void a_sequence_taken_again_is_clean(void **state)
+{
+    struct ll_seq_pool *pool = *state;
+    struct ll_seq *seq = ll_seq_take(pool);
+
+    seq->is_cancelled = true;
+    seq->n_scored = 7;
+    seq->seed = 9;
+    ll_seq_move(pool, seq, LL_SEQ_FREE);
+    assert_ptr_equal(ll_seq_take(pool), seq); /* the warm one comes first */
+    assert_int_equal(seq->state, LL_SEQ_INTAKE);
+    assert_false(seq->is_cancelled);
+    assert_int_equal(seq->n_scored, 0);
+    assert_int_equal(seq->seed, 0);
+    assert_int_equal(seq->device_slot, LL_NONE);
+    assert_int_equal(seq->stop_id, LL_NONE);
+}
+
+static void lists_keep_their_order(void **state)
+{
+    struct ll_seq_pool *pool = *state;
+    struct ll_seq *a = waiting(pool), *b = waiting(pool), *c = waiting(pool);
+    const struct ll_seq_list *list = &pool->list[LL_SEQ_WAITING];
+
+    assert_int_equal(list->n, 3);
+    assert_int_equal(list->first, a->index);
+    assert_int_equal(list->last, c->index);
+    ll_seq_move_front(pool, b, LL_SEQ_WAITING);
+    assert_int_equal(list->first, b->index);
+    assert_int_equal(b->next, a->index);
+    ll_seq_move(pool, b, LL_SEQ_WAITING);
+    assert_int_equal(list->last, b->index);
+    assert_int_equal(list->first, a->index);
+    ll_seq_check(pool);
+    a->device_slot = 0;
+    assert_int_equal(a->state, LL_SEQ_WAITING);
+    a->device_slot = LL_NONE;
+    ll_seq_move(pool, a, LL_SEQ_RUNNING);
+    assert_int_equal(list->first, c->index);
+    assert_int_equal(pool->list[LL_SEQ_RUNNING].n, 1);
+}
+
+static bool aborts(struct ll_seq_pool *pool, void (*fault)(struct ll_seq_pool *))
+{
+    int status;
+
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(STDERR_FILENO);
+        signal(SIGABRT, SIG_DFL);
+        fault(pool);
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+static void no_fault(struct ll_seq_pool *pool)
+{
+    ll_seq_move(pool, waiting(pool), LL_SEQ_WAITING);
+    ll_seq_check(pool);
+}
+
+static void wait_with_pages(struct ll_seq_pool *pool)
+{
+    struct ll_seq *seq = waiting(pool);
+
+    ll_seq_move(pool, seq, LL_SEQ_RUNNING);
+    seq->n_pages = 1;
+    ll_seq_move_front(pool, seq, LL_SEQ_WAITING);
+}
+
+static void free_with_a_row_in_flight(struct ll_seq_pool *pool)
+{
+    struct ll_seq *seq = waiting(pool);
+
+    ll_seq_move(pool, seq, LL_SEQ_RUNNING);
+    seq->n_in_flight = 1;
+    seq->end = LL_END_STOP;
+    seq->is_told = true;
+    ll_seq_move(pool, seq, LL_SEQ_ENDING);
+    ll_seq_move(pool, seq, LL_SEQ_FREE);
+}
+
+static void free_untold(struct ll_seq_pool *pool)
+{
+    struct ll_seq *seq = waiting(pool);
+
+    seq->end = LL_END_STOP;
+    ll_seq_move(pool, seq, LL_SEQ_ENDING);
+    ll_seq_move(pool, seq, LL_SEQ_FREE);
+}
+
+static void end_without_a_reason(struct ll_seq_pool *pool)
+{
+    ll_seq_move(pool, waiting(pool), LL_SEQ_ENDING);
+}
+
+static void break_a_list(struct ll_seq_pool *pool)
+{
+    struct ll_seq *a = waiting(pool);
+
+    waiting(pool);
+    a->next = LL_NONE;
+    ll_seq_check(pool);
+}
+
+static void faults_are_noticed(void **state)
+{
+    assert_false(aborts(*state, no_fault));
+    assert_true(aborts(*state, wait_with_pages));
+    assert_true(aborts(*state, free_with_a_row_in_flight));
+    assert_true(aborts(*state, free_untold));
+    assert_true(aborts(*state, end_without_a_reason));
+    assert_true(aborts(*state, break_a_list));
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(each_has_its_own_arrays_of_full_length),
+        TEST(a_sequence_taken_again_is_clean),
+        TEST(lists_keep_their_order),
+        TEST(faults_are_noticed),
+    };
+    return cmocka_run_group_tests_name("runtime/sequence", tests, NULL, NULL);
+}
