@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cpu/weights.h - a weight set: what is wanted, how it lies in memory, what has come.
+ *
+ *   W1  a matrix is [out][in], row-major, as in the file; a row is padded with zeros to a multiple
+ *       of 16 numbers, so inner loops have no tails
+ *   W2  BF16 stays BF16. F16 and F32 become what is computed in: F32 with dtype float32 (exact),
+ *       BF16 with bfloat16 (rounded). Norm vectors are always widened to F32
+ *   W3  bytes come in any order and any split, also through the middle of a number; seal knows
+ *       each range that has not come and names it
+ *   W4  the head of a tied model is its embedding: not wanted, not stored */
+#ifndef KERNELS_CPU_WEIGHTS_H
+#define KERNELS_CPU_WEIGHTS_H
+
+#include "kernels/backend.h"
+#include "kernels/cpu/inner.h"
+
+struct ll_cpu_matrix {
+    const void *data;
+    enum ll_cpu_form form;
+    uint32_t rows, cols;
+    uint32_t stride; /* numbers from row to row: cols up to a multiple of 16 */
+};
+
+struct ll_cpu_range { /* bytes of the file's tensor, [begin, end) */
+    uint64_t begin, end;
+};
+
+struct ll_cpu_split { /* a number of the file of which only some bytes have come */
+    uint64_t index;
+    uint8_t bytes[4], mask;
+};
+
+struct ll_cpu_tensor {
+    struct ll_cpu_matrix m;
+    void *data; /* m.data, writable */
+    size_t data_bytes;
+    enum ll_dtype dtype;      /* of the file; 0 before the first piece */
+    struct ll_cpu_range *got; /* sorted, apart from each other */
+    struct ll_cpu_split *split;
+    uint32_t n_got, n_got_max, n_split, n_split_max;
+};
+
+struct ll_cpu_weights {
+    struct ll_model_shape shape;
+    enum ll_dtype compute; /* F32 or BF16 */
+    int numa_node;
+    bool is_sealed;
+    struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES]; layer 0 holds those without */
+};
+
+/* -ENOMEM. A set opened or not (zeroed) may be closed. */
+int ll_cpu_weights_open(struct ll_cpu_weights *weights, const struct ll_model_shape *shape,
+                        enum ll_dtype compute, int numa_node, struct ll_text *error);
+void ll_cpu_weights_close(struct ll_cpu_weights *weights);
+
+/* As ll_backend.want, feed, seal. After a seal the first piece opens the set again, empty. */
+int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                        struct ll_span *spans, uint32_t n_max, struct ll_text *error);
+int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                        uint64_t offset, const void *data, size_t n_bytes, struct ll_text *error);
+int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error);
+
+/* Fills the set with random numbers, none of them zero, that depend on nothing but seed and
+ * shape, scaled so that activations stay near 1. -ENOMEM. */
+int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, struct ll_text *error);
+
+/* Bytes that a set of BF16 files takes. */
+uint64_t ll_cpu_weights_bytes(const struct ll_model_shape *shape);
+
+static inline const struct ll_cpu_matrix *ll_cpu_weight(const struct ll_cpu_weights *weights,
+                                                        uint32_t layer, enum ll_tensor_role role)
+{
+    if (role == LL_TENSOR_HEAD && weights->shape.is_tied)
+        role = LL_TENSOR_EMBED;
+    return &weights->tensor[layer * LL_TENSOR_ROLES + role].m;
+}
+
+#endif
