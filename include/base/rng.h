@@ -39,7 +39,11 @@ static inline void ll_philox4x32(uint64_t key, const uint32_t counter[4], uint32
     out[3] = c3;
 }
 
-/* x in (0, 1): never 0 and never 1, so that log(x) and log(-log(x)) are finite. */
-static inline float ll_unit_f32(uint32_t bits) { return ((float)(bits >> 8) + 0.5f) * 0x1p-24f; }
+/* x in (0, 1): never 0 and never 1, so that log(x) and -log(-log(x)) are finite. 23 bits and a
+ * half: with 24 the largest one would round up to 1. */
+static inline float ll_unit_f32(uint32_t bits)
+{
+    return ((float)(bits >> 9) + 0.5f) * 0x1p-23f;
+}
 
 #endif

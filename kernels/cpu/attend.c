@@ -34,22 +34,22 @@ void ll_cpu_attend(const struct ll_cpu_attend *a)
         const uint32_t page = a->page[block], first_key = block * LL_CPU_KEYS;
         const void *k = ll_cpu_kv_at(kv, page, a->layer, LL_CPU_KEY, a->kv_head);
         const void *v = ll_cpu_kv_at(kv, page, a->layer, LL_CPU_VALUE, a->kv_head);
-        const uint32_t n_keys = last + 1 - first_key < LL_CPU_KEYS ? last + 1 - first_key : LL_CPU_KEYS;
+        const uint32_t n_keys =
+            last + 1 - first_key < LL_CPU_KEYS ? last + 1 - first_key : LL_CPU_KEYS;
         /* Tokens before this block's first key see none of it. */
         const uint32_t from = first_key > a->position ? first_key - a->position : 0;
         /* Tokens before `full` see only some of it: the causal edge. */
-        uint32_t full = first_key + n_keys - 1 > a->position
-                            ? first_key + n_keys - 1 - a->position
-                            : 0;
+        uint32_t full =
+            first_key + n_keys - 1 > a->position ? first_key + n_keys - 1 - a->position : 0;
 
         a->inner->dots(weight + (size_t)from * group * LL_CPU_KEYS, LL_CPU_KEYS, k, kv->form, d16,
                        query + (size_t)from * group * d16, d16, n_keys,
                        (a->n_tokens - from) * group, d16);
         for (uint32_t i = from * group; i < n_queries; i++) {
             uint32_t n_seen = a->position + i / group + 1 - first_key;
-            factor[i] = a->inner->softmax(weight + (size_t)i * LL_CPU_KEYS,
-                                          n_seen < n_keys ? n_seen : n_keys, scale, &top[i],
-                                          &sum[i]);
+            factor[i] =
+                a->inner->softmax(weight + (size_t)i * LL_CPU_KEYS,
+                                  n_seen < n_keys ? n_seen : n_keys, scale, &top[i], &sum[i]);
         }
         /* Each token mixes exactly the values it sees: a zero weight times a later token's
          * infinity would be a NaN. From `full` on all see the same ones: one call. */

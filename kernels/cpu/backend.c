@@ -24,7 +24,8 @@
 #define STALL_ERROR_NS (5 * LL_NS_PER_S)
 #define STALL_PART_NS  (100 * LL_NS_PER_MS)
 
-/* ---- open --------------------------------------------------------------------------------------- */
+/* ---- open ---------------------------------------------------------------------------------------
+ */
 static int check_shape(const struct ll_model_shape *s, struct ll_text *error)
 {
     if (s->n_layers == 0 || s->n_embd == 0 || s->n_heads == 0 || s->n_kv_heads == 0 ||
@@ -131,8 +132,8 @@ static int open_steps(struct ll_device *d)
     const struct ll_backend_options *o = &d->options;
     const uint64_t pages = (uint64_t)o->n_rows_max * o->pages_per_seq;
 
-    d->n_ext_max = o->n_tokens_max * (1 + LL_EXT_TOP_MAX) +
-                   o->n_rows_max * LL_ROW_TOKENS_MAX * LL_EXT_TOP_MAX;
+    d->n_ext_max =
+        o->n_tokens_max * (1 + LL_EXT_TOP_MAX) + o->n_rows_max * LL_ROW_TOKENS_MAX * LL_EXT_TOP_MAX;
     for (uint32_t i = 0; i < LL_CPU_DEPTH; i++) {
         struct ll_cpu_step *step = &d->step[i];
         step->row = take(d, o->n_rows_max, sizeof(*step->row));
@@ -181,7 +182,8 @@ static int open_workers(struct ll_device *d)
 
     d->options.n_threads = n_threads;
     d->worker = take(d, n_threads, sizeof(*d->worker));
-    /* A mapping a kind, not a worker: their number is bounded. Parts start on pages of their own. */
+    /* A mapping a kind, not a worker: their number is bounded. Parts start on pages of their own.
+     */
     const size_t block = ll_align_up(LL_CPU_ITEM_OUT * sizeof(float), 4096);
     const size_t attend =
         ll_align_up(ll_cpu_attend_scratch(d->kv.d16, n_queries) * sizeof(float), 4096);
@@ -232,8 +234,7 @@ static int open_pages(struct ll_device *d, struct ll_text *error)
     struct ll_copy *copy = take(d, (uint64_t)LL_CPU_COPIES_MAX * d->n_copies_max, sizeof(*copy));
     if (d->kv.base == NULL || d->host_pages == NULL || copy == NULL)
         return ll_cpu_fail(error, -ENOMEM, "no memory for %llu KV pages of %zu KiB",
-                           (unsigned long long)(n_pages + o->n_host_pages),
-                           d->kv.page_bytes >> 10);
+                           (unsigned long long)(n_pages + o->n_host_pages), d->kv.page_bytes >> 10);
     for (uint32_t i = 0; i < LL_CPU_COPIES_MAX; i++)
         d->copies[i].copy = copy + (size_t)i * d->n_copies_max;
     return 0;
@@ -327,7 +328,8 @@ static void cpu_close(struct ll_device *d)
     free_device(d);
 }
 
-/* ---- weights: done when the call returns, so every ticket is ------------------------------------ */
+/* ---- weights: done when the call returns, so every ticket is ------------------------------------
+ */
 static int cpu_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                     uint32_t n_max, struct ll_text *error)
 {
@@ -360,14 +362,14 @@ static int cpu_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
 static int cpu_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
 {
     if (weights >= d->options.n_weights)
-        return ll_cpu_fail(error, LL_E_INVAL, "weight set %u of %u", weights,
-                           d->options.n_weights);
+        return ll_cpu_fail(error, LL_E_INVAL, "weight set %u of %u", weights, d->options.n_weights);
     if (d->options.has_dummy_weights)
         return 0; /* made by open */
     return ll_cpu_weights_seal(&d->weights[weights], error);
 }
 
-/* ---- steps -------------------------------------------------------------------------------------- */
+/* ---- steps --------------------------------------------------------------------------------------
+ */
 static int64_t cpu_submit(struct ll_device *d, const struct ll_batch *batch, struct ll_text *error)
 {
     if (d->sticky < 0)
@@ -439,7 +441,8 @@ static int cpu_poll(struct ll_device *d, int64_t ticket, struct ll_result *out,
     return 1;
 }
 
-/* ---- copies ------------------------------------------------------------------------------------ */
+/* ---- copies ------------------------------------------------------------------------------------
+ */
 static int64_t cpu_copy(struct ll_device *d, const struct ll_copy *list, uint32_t n,
                         struct ll_text *error)
 {
@@ -452,8 +455,8 @@ static int64_t cpu_copy(struct ll_device *d, const struct ll_copy *list, uint32_
         uint32_t host = is_out ? list[i].dst : list[i].src;
         if ((!is_out && list[i].kind != LL_COPY_H2D) || device >= d->kv.n_pages ||
             host >= d->n_host_pages)
-            return ll_cpu_fail(error, LL_E_INVAL, "copy %u: kind %u, pages %u of %u and %u of %u", i,
-                               list[i].kind, device, d->kv.n_pages, host, d->n_host_pages);
+            return ll_cpu_fail(error, LL_E_INVAL, "copy %u: kind %u, pages %u of %u and %u of %u",
+                               i, list[i].kind, device, d->kv.n_pages, host, d->n_host_pages);
     }
     struct ll_cpu_copy_list *to = &d->copies[++d->copy_submitted % LL_CPU_COPIES_MAX];
     to->after = d->submitted;

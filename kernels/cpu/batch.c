@@ -36,8 +36,8 @@ static int check_init(const struct ll_device *d, const struct ll_slot_init *init
     return 0;
 }
 
-static int check_row(const struct ll_device *d, const struct ll_row *row, uint32_t i,
-                     bool has_last, struct ll_text *error)
+static int check_row(const struct ll_device *d, const struct ll_row *row, uint32_t i, bool has_last,
+                     struct ll_text *error)
 {
     const bool samples = (row->flags & LL_ROW_SAMPLE) != 0;
     const bool verifies = (row->flags & LL_ROW_VERIFY) != 0;
@@ -47,8 +47,9 @@ static int check_row(const struct ll_device *d, const struct ll_row *row, uint32
     if (row->n_tokens == 0 || row->n_tokens > d->options.n_tokens_max)
         return ll_cpu_fail(error, LL_E_INVAL, "row %u: %u tokens", i, row->n_tokens);
     if ((uint64_t)row->pos + row->n_tokens > room)
-        return ll_cpu_fail(error, LL_E_INVAL, "row %u: position %u and %u tokens, a sequence has %llu",
-                           i, row->pos, row->n_tokens, (unsigned long long)room);
+        return ll_cpu_fail(error, LL_E_INVAL,
+                           "row %u: position %u and %u tokens, a sequence has %llu", i, row->pos,
+                           row->n_tokens, (unsigned long long)room);
     if ((row->flags & LL_ROW_LATE_MASK) != 0)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED, "row %u: the cpu backend has no late masks", i);
     if (row->n_top > LL_EXT_TOP_MAX || row->n_prompt_top > LL_EXT_TOP_MAX ||
@@ -74,8 +75,7 @@ static int check_row(const struct ll_device *d, const struct ll_row *row, uint32
 static int take_pages(struct ll_device *d, const struct ll_pages_set *set, uint32_t i,
                       struct ll_text *error)
 {
-    if (set->slot >= d->options.n_slots ||
-        (uint64_t)set->first + set->n > d->options.pages_per_seq)
+    if (set->slot >= d->options.n_slots || (uint64_t)set->first + set->n > d->options.pages_per_seq)
         return ll_cpu_fail(error, LL_E_INVAL, "pages %u: slot %u, entries %u + %u of %u", i,
                            set->slot, set->first, set->n, d->options.pages_per_seq);
     uint32_t *to = d->page_table + (size_t)set->slot * d->options.pages_per_seq + set->first;
@@ -234,12 +234,11 @@ static void take_row(struct ll_device *d, struct ll_cpu_step *step, const struct
     /* The position may have moved on by what rows in flight sample. */
     uint64_t end = (uint64_t)row->pos + row->n_tokens + LL_CPU_DEPTH * LL_ROW_TOKENS_MAX;
     to->n_pages = (uint32_t)ll_min_u64(ll_div_ceil(end, LL_PAGE_TOKENS), d->options.pages_per_seq);
-    memcpy(step->page + step->n_pages,
-           d->page_table + (size_t)row->slot * d->options.pages_per_seq,
+    memcpy(step->page + step->n_pages, d->page_table + (size_t)row->slot * d->options.pages_per_seq,
            to->n_pages * sizeof(*step->page));
     for (uint32_t t = 0; t < row->n_tokens; t += span_tokens)
-        step->span[step->n_spans++] = (struct ll_cpu_span){
-            index, t, (uint32_t)ll_min_u64(span_tokens, row->n_tokens - t)};
+        step->span[step->n_spans++] =
+            (struct ll_cpu_span){index, t, (uint32_t)ll_min_u64(span_tokens, row->n_tokens - t)};
     take_jobs(step, row, index);
     step->n_tokens += row->n_tokens;
     step->n_pages += to->n_pages;

@@ -22,20 +22,20 @@
 #include "kernels/cpu/team.h"
 #include "kernels/cpu/weights.h"
 
-#define LL_CPU_DEPTH       2u
-#define LL_CPU_LOGITS      64u /* rows of logits held at once; more are made in rounds */
-#define LL_CPU_QUERIES     32u /* query vectors an attention item takes, at least one token's */
-#define LL_CPU_SMALL_ITEM  8u  /* tokens an item of the token-wise stages takes */
-#define LL_CPU_PAGE_UNSET  UINT32_MAX
-#define LL_CPU_COPIES_MAX  64u
+#define LL_CPU_DEPTH      2u
+#define LL_CPU_LOGITS     64u /* rows of logits held at once; more are made in rounds */
+#define LL_CPU_QUERIES    32u /* query vectors an attention item takes, at least one token's */
+#define LL_CPU_SMALL_ITEM 8u  /* tokens an item of the token-wise stages takes */
+#define LL_CPU_PAGE_UNSET UINT32_MAX
+#define LL_CPU_COPIES_MAX 64u
 
 struct ll_cpu_slot {
     struct ll_cpu_settings settings[2];
-    uint32_t settings_now;   /* D2: the one that rows submitted from now on use */
-    bool is_set, has_sampled; /* D2: initialised; a sampling row was submitted since */
+    uint32_t settings_now;        /* D2: the one that rows submitted from now on use */
+    bool is_set, has_sampled;     /* D2: initialised; a sampling row was submitted since */
     uint64_t init_mark, row_mark; /* D2: check of a batch that last named it */
-    uint32_t last_token;     /* D3 */
-    uint32_t next_position;  /* D3: the one last_token takes */
+    uint32_t last_token;          /* D3 */
+    uint32_t next_position;       /* D3: the one last_token takes */
 };
 
 struct ll_cpu_row {
@@ -49,14 +49,14 @@ struct ll_cpu_row {
     const struct ll_cpu_settings *settings;
 };
 
-struct ll_cpu_span { /* tokens of one row that one attention item takes */
+struct ll_cpu_span {               /* tokens of one row that one attention item takes */
     uint32_t row, token, n_tokens; /* token: of the row */
 };
 
 struct ll_cpu_job { /* what is done with one row of logits, or a VERIFY row's several */
     uint32_t row, first_logits, n_logits;
-    uint32_t target;  /* scored id; unused when it samples */
-    uint32_t ext;     /* first of its pairs */
+    uint32_t target; /* scored id; unused when it samples */
+    uint32_t ext;    /* first of its pairs */
     bool is_sampling;
 };
 
@@ -74,11 +74,11 @@ struct ll_cpu_step {
     struct ll_row_out *out;   /* [n_rows_max] */
     struct ll_ext *ext;       /* [n_ext_max] */
     uint64_t start_ns, end_ns;
-    const char *failed;       /* static text; NULL: fine */
+    const char *failed; /* static text; NULL: fine */
 };
 
 struct ll_cpu_worker { /* private to a thread of the team */
-    float *block[2];  /* [LL_CPU_ITEM_OUT + pad] matmul outputs */
+    float *block[2];   /* [LL_CPU_ITEM_OUT + pad] matmul outputs */
     float *attend;
     struct ll_cpu_scratch sample;
 };
@@ -110,14 +110,14 @@ struct ll_device {
 
     /* ---- the running step's (D3). ld_*: numbers from token to token, multiples of 16 */
     size_t ld_x, ld_q, ld_kv, ld_a, ld_h, ld_logits;
-    float *x;      /* [T][E] residual stream */
-    float *normed; /* [T][E] */
-    float *q;      /* [T][H*D] */
-    float *k, *v;  /* [T][K*D] */
-    float *a;      /* [T][H*D] attention's output */
-    float *h;      /* [T][F] */
+    float *x;             /* [T][E] residual stream */
+    float *normed;        /* [T][E] */
+    float *q;             /* [T][H*D] */
+    float *k, *v;         /* [T][K*D] */
+    float *a;             /* [T][H*D] attention's output */
+    float *h;             /* [T][F] */
     float *cosine, *sine; /* [T][D/2] */
-    float *logits; /* [LL_CPU_LOGITS][V] */
+    float *logits;        /* [LL_CPU_LOGITS][V] */
     struct ll_cpu_step *now;
     uint32_t layer, stage;
     uint32_t first_job, end_job; /* of this round of logits */

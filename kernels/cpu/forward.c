@@ -16,14 +16,18 @@
 #include <math.h>
 
 /* More items than threads, so that one that is late costs little. */
-static uint32_t items_wanted(const struct ll_device *d) { return d->team.n_threads * 4; }
+static uint32_t items_wanted(const struct ll_device *d)
+{
+    return d->team.n_threads * 4;
+}
 
 static const struct ll_cpu_matrix *weight(const struct ll_device *d, enum ll_tensor_role role)
 {
     return ll_cpu_weight(d->now->weights, d->layer, role);
 }
 
-static struct ll_cpu_cut cut_of(const struct ll_device *d, enum ll_tensor_role role, uint32_t n_tokens)
+static struct ll_cpu_cut cut_of(const struct ll_device *d, enum ll_tensor_role role,
+                                uint32_t n_tokens)
 {
     return ll_cpu_cut(weight(d, role)->rows, n_tokens, items_wanted(d));
 }
@@ -100,7 +104,8 @@ static void run_rope(struct ll_device *d, uint32_t worker, uint32_t item)
     }
 }
 
-/* ---- products ----------------------------------------------------------------------------------- */
+/* ---- products -----------------------------------------------------------------------------------
+ */
 /* out = w x for one block, rounded */
 static void project(struct ll_device *d, uint32_t worker, float *out, size_t ld_out,
                     const struct ll_cpu_matrix *w, const float *x, size_t ld_x,
@@ -115,8 +120,8 @@ static void project(struct ll_device *d, uint32_t worker, float *out, size_t ld_
 }
 
 /* x += w in for one block: back to the residual stream */
-static void project_add(struct ll_device *d, uint32_t worker, enum ll_tensor_role role, const float *in,
-                        size_t ld_in, uint32_t item)
+static void project_add(struct ll_device *d, uint32_t worker, enum ll_tensor_role role,
+                        const float *in, size_t ld_in, uint32_t item)
 {
     const struct ll_cpu_cut cut = cut_of(d, role, d->now->n_tokens);
     const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item);
@@ -154,15 +159,18 @@ static void run_qkv(struct ll_device *d, uint32_t worker, uint32_t item)
         const struct ll_cpu_cut cut = cut_of(d, part[i].role, d->now->n_tokens);
         if (item < ll_cpu_cut_items(&cut)) {
             const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item);
-            project(d, worker, part[i].out, part[i].ld, weight(d, part[i].role), d->normed,
-                    d->ld_x, &b, d->is_bf16);
+            project(d, worker, part[i].out, part[i].ld, weight(d, part[i].role), d->normed, d->ld_x,
+                    &b, d->is_bf16);
             return;
         }
         item -= ll_cpu_cut_items(&cut);
     }
 }
 
-static uint32_t items_attend(const struct ll_device *d) { return d->now->n_spans * d->shape.n_kv_heads; }
+static uint32_t items_attend(const struct ll_device *d)
+{
+    return d->now->n_spans * d->shape.n_kv_heads;
+}
 
 /* a[t] = attention of q[t] over all keys up to t's position */
 static void run_attend(struct ll_device *d, uint32_t worker, uint32_t item)
@@ -172,7 +180,8 @@ static void run_attend(struct ll_device *d, uint32_t worker, uint32_t item)
     const struct ll_cpu_row *row = &step->row[span->row];
     const uint32_t kv_head = item % d->shape.n_kv_heads;
     const uint32_t group = d->shape.n_heads / d->shape.n_kv_heads;
-    const size_t t = row->first_token + span->token, at = (size_t)kv_head * group * d->shape.head_dim;
+    const size_t t = row->first_token + span->token,
+                 at = (size_t)kv_head * group * d->shape.head_dim;
 
     ll_cpu_attend(&(struct ll_cpu_attend){
         .inner = d->inner,
@@ -192,7 +201,10 @@ static void run_attend(struct ll_device *d, uint32_t worker, uint32_t item)
     });
 }
 
-static uint32_t items_o(const struct ll_device *d) { return items_of(d, LL_TENSOR_O); }
+static uint32_t items_o(const struct ll_device *d)
+{
+    return items_of(d, LL_TENSOR_O);
+}
 
 /* x += Wo a */
 static void run_o(struct ll_device *d, uint32_t worker, uint32_t item)
@@ -200,7 +212,10 @@ static void run_o(struct ll_device *d, uint32_t worker, uint32_t item)
     project_add(d, worker, LL_TENSOR_O, d->a, d->ld_a, item);
 }
 
-static uint32_t items_gate_up(const struct ll_device *d) { return items_of(d, LL_TENSOR_GATE); }
+static uint32_t items_gate_up(const struct ll_device *d)
+{
+    return items_of(d, LL_TENSOR_GATE);
+}
 
 /* h = silu(Wgate normed) * (Wup normed) */
 static void run_gate_up(struct ll_device *d, uint32_t worker, uint32_t item)
@@ -217,7 +232,10 @@ static void run_gate_up(struct ll_device *d, uint32_t worker, uint32_t item)
                          up + (size_t)t * n16, n16, d->is_bf16);
 }
 
-static uint32_t items_down(const struct ll_device *d) { return items_of(d, LL_TENSOR_DOWN); }
+static uint32_t items_down(const struct ll_device *d)
+{
+    return items_of(d, LL_TENSOR_DOWN);
+}
 
 /* x += Wdown h */
 static void run_down(struct ll_device *d, uint32_t worker, uint32_t item)
@@ -225,8 +243,12 @@ static void run_down(struct ll_device *d, uint32_t worker, uint32_t item)
     project_add(d, worker, LL_TENSOR_DOWN, d->h, d->ld_h, item);
 }
 
-/* ---- logits: only of tokens that sample or are scored, LL_CPU_LOGITS of them a round ----------- */
-static uint32_t first_logits(const struct ll_device *d) { return d->now->job[d->first_job].first_logits; }
+/* ---- logits: only of tokens that sample or are scored, LL_CPU_LOGITS of them a round -----------
+ */
+static uint32_t first_logits(const struct ll_device *d)
+{
+    return d->now->job[d->first_job].first_logits;
+}
 
 static uint32_t n_logits(const struct ll_device *d)
 {
@@ -271,7 +293,10 @@ static void run_head(struct ll_device *d, uint32_t worker, uint32_t item)
             false);
 }
 
-static uint32_t items_jobs(const struct ll_device *d) { return d->end_job - d->first_job; }
+static uint32_t items_jobs(const struct ll_device *d)
+{
+    return d->end_job - d->first_job;
+}
 
 static struct ll_cpu_logits logits_at(struct ll_device *d, uint32_t index)
 {
@@ -302,8 +327,8 @@ static void sample_row(struct ll_device *d, uint32_t worker, const struct ll_cpu
             return;
         }
         uint32_t position = step->position[first + i] + 1;
-        uint32_t token = ll_cpu_sample(d->inner, &logits, settings, position,
-                                       &d->worker[worker].sample);
+        uint32_t token =
+            ll_cpu_sample(d->inner, &logits, settings, position, &d->worker[worker].sample);
         out->token[i] = token;
         out->logprob[i] = ll_cpu_logprob(&logits, token);
         out->n_tokens = (uint8_t)(i + 1);
@@ -342,7 +367,8 @@ static void run_jobs(struct ll_device *d, uint32_t worker, uint32_t item)
         score(d, job);
 }
 
-/* ---- the model ---------------------------------------------------------------------------------- */
+/* ---- the model ----------------------------------------------------------------------------------
+ */
 struct stage {
     uint32_t (*items)(const struct ll_device *d);
     void (*run)(struct ll_device *d, uint32_t worker, uint32_t item);

@@ -8,11 +8,17 @@
 
 #include <string.h>
 
-static bool can_portable(void) { return true; }
+static bool can_portable(void)
+{
+    return true;
+}
 
 #if defined(__x86_64__)
 /* These ask CPUID and, through XGETBV, whether the system saves the wide registers. */
-static bool can_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool can_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 
 static bool can_avx512(void)
 {

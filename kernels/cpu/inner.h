@@ -17,7 +17,10 @@
 /* How numbers lie in memory: weights and KV pages. Activations are always fp32. */
 enum ll_cpu_form { LL_FORM_BF16 = 0, LL_FORM_F32 = 1 };
 
-static inline size_t ll_cpu_form_bytes(enum ll_cpu_form form) { return form == LL_FORM_F32 ? 4 : 2; }
+static inline size_t ll_cpu_form_bytes(enum ll_cpu_form form)
+{
+    return form == LL_FORM_F32 ? 4 : 2;
+}
 
 /* K is summed in blocks of this many, block sums added in order: a block of a few tokens stays in
  * the L1 cache (4 tokens x 1024 x 4 B = 16 KiB). Part of the definition: it fixes the bits. */

@@ -148,7 +148,8 @@ LL_TILE void dots_tokens(const struct block *b, uint32_t row, uint32_t n_rows, u
 
 LL_TILE void dots_form(struct block *b, uint32_t n_rows, uint32_t n_tokens, enum ll_cpu_form form)
 {
-    if (n_tokens > 1 && n_tokens <= LL_CPU_FEW_TOKENS) { /* a few rows in L1, every token past them */
+    if (n_tokens > 1 &&
+        n_tokens <= LL_CPU_FEW_TOKENS) { /* a few rows in L1, every token past them */
         for (uint32_t row = 0; row < n_rows; row += TILE_ROWS) {
             uint32_t n = n_rows - row < TILE_ROWS ? n_rows - row : TILE_ROWS;
             dots_tokens(b, row, n, n_tokens, form);
@@ -291,7 +292,10 @@ static void mix(float *o, size_t ld_o, const float *factor, const float *p, cons
         mix_form(o, ld_o, factor, p, v, LL_FORM_F32, ld_v, n_queries, n_keys, d16);
 }
 
-LL_TILE vf round_if(vf x, bool is_bf16) { return is_bf16 ? vf_round_bf16(x) : x; }
+LL_TILE vf round_if(vf x, bool is_bf16)
+{
+    return is_bf16 ? vf_round_bf16(x) : x;
+}
 
 static void rmsnorm(float *out, const float *x, const float *weight, uint32_t n, uint32_t n16,
                     float eps, bool is_bf16)

@@ -12,7 +12,7 @@
 #include "kernels/cpu/weights.h"
 
 /* Rows of an item: a multiple of 48, so that tiles of 3, 4 and 8 rows and vectors of 16 fit. */
-#define LL_CPU_ITEM_ROWS   48u
+#define LL_CPU_ITEM_ROWS 48u
 /* Tokens of an item: a multiple of the tiles' 4 and 6. */
 #define LL_CPU_ITEM_TOKENS 48u
 #define LL_CPU_ITEM_OUT    (LL_CPU_ITEM_ROWS * LL_CPU_ITEM_TOKENS) /* numbers an item makes */

@@ -9,9 +9,13 @@
 
 #define HUGE_FROM_BYTES  (8u << 20)
 #define NODES_MAX        1024
-#define POLICY_PREFERRED 1 /* MPOL_PREFERRED of <numaif.h>, without linking libnuma for one call */
+#define POLICY_PREFERRED 1 /* MPOL_PREFERRED of <numaif.h>, without linking libnuma for one call   \
+                            */
 
-static size_t mapped_bytes(size_t size_bytes) { return size_bytes > 0 ? size_bytes : 1; }
+static size_t mapped_bytes(size_t size_bytes)
+{
+    return size_bytes > 0 ? size_bytes : 1;
+}
 
 void *ll_cpu_map(size_t size_bytes, int numa_node)
 {

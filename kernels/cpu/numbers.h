@@ -24,7 +24,10 @@ static inline float ll_f32_from_bits(uint32_t bits)
     return x;
 }
 
-static inline float ll_f32_from_bf16(uint16_t x) { return ll_f32_from_bits((uint32_t)x << 16); }
+static inline float ll_f32_from_bf16(uint16_t x)
+{
+    return ll_f32_from_bits((uint32_t)x << 16);
+}
 
 static inline uint16_t ll_bf16_from_f32(float x)
 {
@@ -35,11 +38,15 @@ static inline uint16_t ll_bf16_from_f32(float x)
     return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float ll_round_bf16(float x) { return ll_f32_from_bf16(ll_bf16_from_f32(x)); }
+static inline float ll_round_bf16(float x)
+{
+    return ll_f32_from_bf16(ll_bf16_from_f32(x));
+}
 
 static inline float ll_f32_from_f16(uint16_t x)
 {
-    uint32_t sign = (uint32_t)(x & 0x8000u) << 16, exponent = (x >> 10) & 31u, fraction = x & 0x3ffu;
+    uint32_t sign = (uint32_t)(x & 0x8000u) << 16, exponent = (x >> 10) & 31u,
+             fraction = x & 0x3ffu;
 
     if (exponent == 31)
         return ll_f32_from_bits(sign | 0x7f800000u | fraction << 13);

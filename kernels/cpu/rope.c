@@ -35,8 +35,7 @@ void ll_cpu_rope_angles(float *cosine, float *sine, const double *frequency, uin
     }
 }
 
-void ll_cpu_rope_turn(float *head, const float *cosine, const float *sine, uint32_t n,
-                      bool is_bf16)
+void ll_cpu_rope_turn(float *head, const float *cosine, const float *sine, uint32_t n, bool is_bf16)
 {
     float *low = head, *high = head + n;
 

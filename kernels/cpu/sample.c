@@ -56,7 +56,8 @@ static const float *adjusted(const struct ll_cpu_logits *logits, const struct ll
     return x;
 }
 
-/* ---- the order of ids: falling x, rising id, as one rising integer ------------------------------ */
+/* ---- the order of ids: falling x, rising id, as one rising integer ------------------------------
+ */
 static uint64_t key_of(float x, uint32_t id)
 {
     uint32_t bits = ll_f32_bits(x + 0.0f); /* -0 and 0 are equal */
@@ -65,7 +66,10 @@ static uint64_t key_of(float x, uint32_t id)
     return (uint64_t)~rising << 32 | id;
 }
 
-static uint32_t id_of(uint64_t key) { return (uint32_t)key; }
+static uint32_t id_of(uint64_t key)
+{
+    return (uint32_t)key;
+}
 
 /* Puts a key taken at random in its place among key[lo, hi): smaller ones before, larger after.
  * Gives the place. Randomness keeps every input at O(n) expected and changes no result. */
@@ -104,7 +108,10 @@ static void select_count(uint64_t *key, uint32_t n, uint32_t k)
 }
 
 /* S2: 2^-40 steps of the largest weight; 2^17 ids of at most 2^40 stay far below 2^64. */
-static uint64_t mass_of(float e) { return (uint64_t)((double)e * 0x1p40); }
+static uint64_t mass_of(float e)
+{
+    return (uint64_t)((double)e * 0x1p40);
+}
 
 /* Moves the shortest prefix (by key) with a mass >= need to the front and gives its length. */
 static uint32_t select_mass(uint64_t *key, uint32_t n, const float *e, uint64_t need)
@@ -130,7 +137,8 @@ static uint32_t select_mass(uint64_t *key, uint32_t n, const float *e, uint64_t 
     return lo < n ? lo + 1 : n;
 }
 
-/* ---- step 10 ---------------------------------------------------------------------------------- */
+/* ---- step 10 ----------------------------------------------------------------------------------
+ */
 static float gumbel(uint32_t bits)
 {
     return (float)-log(-log((double)ll_unit_f32(bits)));

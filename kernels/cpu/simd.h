@@ -22,21 +22,51 @@
 #define LL_LANES 16
 typedef __m512 vf;
 
-static inline vf vf_set1(float x) { return _mm512_set1_ps(x); }
-static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+static inline vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
 static inline vf vf_load_bf16(const uint16_t *p)
 {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
 static inline vf vf_zero_below(vf y, vf x, vf low)
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, low, _CMP_NLT_UQ), y);
@@ -69,21 +99,51 @@ static inline __m256 vf_fold8(const vf *x)
 #define LL_LANES 8
 typedef __m256 vf;
 
-static inline vf vf_set1(float x) { return _mm256_set1_ps(x); }
-static inline vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+static inline vf vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+static inline vf vf_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
 static inline vf vf_load_bf16(const uint16_t *p)
 {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-static inline vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
-static inline vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
-static inline vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
-static inline vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
-static inline vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-static inline vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-static inline vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
 static inline vf vf_zero_below(vf y, vf x, vf low)
 {
     return _mm256_and_ps(y, _mm256_cmp_ps(x, low, _CMP_NLT_UQ));
@@ -107,7 +167,10 @@ static inline __m128 vf_fold4(__m256 x)
 {
     return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
-static inline __m256 vf_fold8(const vf *x) { return _mm256_add_ps(x[0], x[1]); }
+static inline __m256 vf_fold8(const vf *x)
+{
+    return _mm256_add_ps(x[0], x[1]);
+}
 
 #else
 #define LL_LANES 16
@@ -122,22 +185,52 @@ typedef struct {
         out.f[l] = (expression);                                                                   \
     return out
 
-static inline vf vf_set1(float x) { LL_EACH_LANE(x); }
-static inline vf vf_load(const float *p) { LL_EACH_LANE(p[l]); }
+static inline vf vf_set1(float x)
+{
+    LL_EACH_LANE(x);
+}
+static inline vf vf_load(const float *p)
+{
+    LL_EACH_LANE(p[l]);
+}
 static inline void vf_store(float *p, vf x)
 {
     for (int l = 0; l < LL_LANES; l++)
         p[l] = x.f[l];
 }
-static inline vf vf_load_bf16(const uint16_t *p) { LL_EACH_LANE(ll_f32_from_bf16(p[l])); }
-static inline vf vf_add(vf a, vf b) { LL_EACH_LANE(a.f[l] + b.f[l]); }
-static inline vf vf_sub(vf a, vf b) { LL_EACH_LANE(a.f[l] - b.f[l]); }
-static inline vf vf_mul(vf a, vf b) { LL_EACH_LANE(a.f[l] * b.f[l]); }
-static inline vf vf_div(vf a, vf b) { LL_EACH_LANE(a.f[l] / b.f[l]); }
-static inline vf vf_fma(vf a, vf b, vf c) { LL_EACH_LANE(fmaf(a.f[l], b.f[l], c.f[l])); }
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    LL_EACH_LANE(ll_f32_from_bf16(p[l]));
+}
+static inline vf vf_add(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] + b.f[l]);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] - b.f[l]);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] * b.f[l]);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] / b.f[l]);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    LL_EACH_LANE(fmaf(a.f[l], b.f[l], c.f[l]));
+}
 /* The second operand where one is a NaN, as the instructions do. */
-static inline vf vf_max(vf a, vf b) { LL_EACH_LANE(a.f[l] > b.f[l] ? a.f[l] : b.f[l]); }
-static inline vf vf_min(vf a, vf b) { LL_EACH_LANE(a.f[l] < b.f[l] ? a.f[l] : b.f[l]); }
+static inline vf vf_max(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] > b.f[l] ? a.f[l] : b.f[l]);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    LL_EACH_LANE(a.f[l] < b.f[l] ? a.f[l] : b.f[l]);
+}
 static inline vf vf_zero_below(vf y, vf x, vf low)
 {
     LL_EACH_LANE(x.f[l] < low.f[l] ? 0.0f : y.f[l]);
@@ -146,7 +239,10 @@ static inline vf vf_times_pow2(vf y, vf t)
 {
     LL_EACH_LANE(ll_f32_from_bits(ll_f32_bits(y.f[l]) + (ll_f32_bits(t.f[l]) << 23)));
 }
-static inline vf vf_round_bf16(vf x) { LL_EACH_LANE(ll_round_bf16(x.f[l])); }
+static inline vf vf_round_bf16(vf x)
+{
+    LL_EACH_LANE(ll_round_bf16(x.f[l]));
+}
 #undef LL_EACH_LANE
 #endif
 

@@ -18,14 +18,21 @@
  * the one who holds the last item waits for it. */
 #define SPIN_TURNS 500
 
-static uint32_t items_of(uint64_t state) { return (uint32_t)(state >> ITEM_BITS & ITEM_MASK); }
-static uint32_t next_of(uint64_t state) { return (uint32_t)(state & ITEM_MASK); }
+static uint32_t items_of(uint64_t state)
+{
+    return (uint32_t)(state >> ITEM_BITS & ITEM_MASK);
+}
+static uint32_t next_of(uint64_t state)
+{
+    return (uint32_t)(state & ITEM_MASK);
+}
 
 static void publish(struct ll_team *team, uint32_t n_items)
 {
     /* Relaxed: only the one who ends a stage writes here, and the previous value was its own or
      * came to it through n_done. */
-    uint64_t stage = (atomic_load_explicit(&team->state, memory_order_relaxed) >> 2 * ITEM_BITS) + 1;
+    uint64_t stage =
+        (atomic_load_explicit(&team->state, memory_order_relaxed) >> 2 * ITEM_BITS) + 1;
 
     LL_ASSERT(n_items >= 1 && n_items <= LL_TEAM_ITEMS_MAX);
     atomic_store_explicit(&team->n_done, 0, memory_order_relaxed); /* ordered by the next store */

@@ -104,8 +104,7 @@ int ll_cpu_weights_open(struct ll_cpu_weights *weights, const struct ll_model_sh
 {
     uint32_t n_layers = shape->n_layers > 0 ? shape->n_layers : 1;
 
-    *weights =
-        (struct ll_cpu_weights){.shape = *shape, .compute = compute, .numa_node = numa_node};
+    *weights = (struct ll_cpu_weights){.shape = *shape, .compute = compute, .numa_node = numa_node};
     weights->tensor = calloc((size_t)n_layers * LL_TENSOR_ROLES, sizeof(*weights->tensor));
     if (weights->tensor == NULL)
         return ll_cpu_fail(error, -ENOMEM, "no memory for a table of %u layers", n_layers);
@@ -192,7 +191,8 @@ static int make_room(const struct ll_cpu_weights *weights, struct ll_cpu_tensor 
     return 0;
 }
 
-/* ---- what has come (W3) ------------------------------------------------------------------------ */
+/* ---- what has come (W3) ------------------------------------------------------------------------
+ */
 /* Adds [begin, end) and merges it with what it touches. */
 static int note_range(struct ll_cpu_tensor *t, uint64_t begin, uint64_t end)
 {
@@ -385,8 +385,8 @@ int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
     }
     if (n_missing > 1)
         return ll_cpu_fail(error, LL_E_INVAL,
-                           "the checkpoint is not complete: %.200s, and %u more tensors",
-                           missing.s, n_missing - 1);
+                           "the checkpoint is not complete: %.200s, and %u more tensors", missing.s,
+                           n_missing - 1);
     if (n_missing == 1)
         return ll_cpu_fail(error, LL_E_INVAL, "the checkpoint is not complete: %.200s", missing.s);
     weights->is_sealed = true;

@@ -53,6 +53,14 @@ static void philox_gives_the_published_vectors(void **state)
     assert_int_equal(out[3], 0x6d5451fd);
 }
 
+static void a_unit_float_is_never_0_or_1(void **state)
+{
+    (void)state;
+    assert_true(ll_unit_f32(0) > 0.0f);
+    assert_true(ll_unit_f32(UINT32_MAX) < 1.0f);
+    assert_true(ll_unit_f32(UINT32_MAX) > 0.9999f);
+}
+
 static void spans_never_wrap(void **state)
 {
     (void)state;
@@ -85,6 +93,7 @@ int main(void)
         cmocka_unit_test(a_histogram_bucket_holds_its_values),
         cmocka_unit_test(quantiles_are_within_a_bucket),
         cmocka_unit_test(philox_gives_the_published_vectors),
+        cmocka_unit_test(a_unit_float_is_never_0_or_1),
         cmocka_unit_test(spans_never_wrap),
         cmocka_unit_test(an_error_keeps_its_text_and_takes_a_prefix),
     };

@@ -74,14 +74,10 @@ static inline bool demo_role(const char *name, struct ll_tensor *tensor)
         const char *name;
         enum ll_tensor_role role;
     } known[] = {
-        {"input_layernorm", LL_TENSOR_ATTN_NORM},
-        {"self_attn.q_proj", LL_TENSOR_Q},
-        {"self_attn.k_proj", LL_TENSOR_K},
-        {"self_attn.v_proj", LL_TENSOR_V},
-        {"self_attn.o_proj", LL_TENSOR_O},
-        {"post_attention_layernorm", LL_TENSOR_FFN_NORM},
-        {"mlp.gate_proj", LL_TENSOR_GATE},
-        {"mlp.up_proj", LL_TENSOR_UP},
+        {"input_layernorm", LL_TENSOR_ATTN_NORM}, {"self_attn.q_proj", LL_TENSOR_Q},
+        {"self_attn.k_proj", LL_TENSOR_K},        {"self_attn.v_proj", LL_TENSOR_V},
+        {"self_attn.o_proj", LL_TENSOR_O},        {"post_attention_layernorm", LL_TENSOR_FFN_NORM},
+        {"mlp.gate_proj", LL_TENSOR_GATE},        {"mlp.up_proj", LL_TENSOR_UP},
         {"mlp.down_proj", LL_TENSOR_DOWN},
     };
     char part[64];

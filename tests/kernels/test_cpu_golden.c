@@ -32,7 +32,8 @@ static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, 
     const json_t *prompt_logprobs = json_object_get(c, "prompt_logprobs");
     const json_t *top_ids = json_object_get(c, "top_ids");
     const json_t *top_logprobs = json_object_get(c, "top_logprobs");
-    const uint32_t n_prompt = (uint32_t)json_array_size(ids), n_want = (uint32_t)json_array_size(want);
+    const uint32_t n_prompt = (uint32_t)json_array_size(ids),
+                   n_want = (uint32_t)json_array_size(want);
     uint32_t *prompt = malloc((n_prompt + 1) * sizeof(*prompt)), page[32];
     struct ll_text error = {""};
 
@@ -48,7 +49,8 @@ static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, 
         uint32_t n = n_prompt - at < chunk ? n_prompt - at : chunk;
         bool is_last = at + n == n_prompt;
         struct ll_row row = {.slot = 0, .pos = at, .n_tokens = n, .token = prompt + at};
-        row.flags = (uint16_t)((is_last ? LL_ROW_SAMPLE : 0) | (scores ? LL_ROW_PROMPT_LOGPROBS : 0));
+        row.flags =
+            (uint16_t)((is_last ? LL_ROW_SAMPLE : 0) | (scores ? LL_ROW_PROMPT_LOGPROBS : 0));
         row.n_top = is_last ? 20 : 0;
         struct ll_batch batch = {.n_inits = at == 0,
                                  .n_pages_sets = at == 0,
@@ -96,10 +98,11 @@ static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, 
             while (rc == 0);
             if (rc < 0)
                 fail_msg("poll: %s", error.s);
-            a->n_equal += r.rows[0].token[0] ==
-                          (uint32_t)json_integer_value(json_array_get(want, i - 1));
+            a->n_equal +=
+                r.rows[0].token[0] == (uint32_t)json_integer_value(json_array_get(want, i - 1));
             a->n_ids++;
-            differ(a, r.rows[0].logprob[0], json_number_value(json_array_get(want_logprobs, i - 1)));
+            differ(a, r.rows[0].logprob[0],
+                   json_number_value(json_array_get(want_logprobs, i - 1)));
         }
     }
     free(prompt);
@@ -140,9 +143,9 @@ static void portable_code_gives_them_too(void **state)
 {
     (void)state;
     struct ll_backend_options options = {.n_threads = 1, .extra = "isa=portable"};
-    struct answer a = run_cases(options, 45, 3, 20);
+    struct answer a = run_cases(options, 42, 2, 20);
 
-    assert_true(a.n_ids > 20);
+    assert_true(a.n_ids >= 10);
     assert_int_equal(a.n_equal, a.n_ids);
     assert_true(a.worst < F32_WORST);
 }
