@@ -343,8 +343,7 @@ static int make_attachment(struct ll_control *control, struct ll_connection *con
     note_lock(control, is_locked);
 
     attachment->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    attachment->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (attachment->kick_fd < 0 || attachment->wake_fd < 0) {
+    if (attachment->kick_fd < 0) {
         rc = LL_ERRNO("eventfd");
         goto free_all;
     }
@@ -388,13 +387,18 @@ static int send_offer(struct ll_control *control, struct ll_attachment *attachme
         .rsp_log2_events = layout->log2_events,
         .rsp_slot_bytes = sizeof(struct ll_rst),
     };
+    int wake_client_fd;
+    int rc = ll_wait_make_wake(&wake_client_fd, &attachment->wake_fd);
+    if (rc < 0)
+        return rc;
+
     /* In the order of enum ll_offer_fd; -1: none. */
     const int all[LL_FD_COUNT] = {
         [LL_FD_INFO] = options->info->fd,
         [LL_FD_REQ] = attachment->req.fd,
         [LL_FD_RSP] = attachment->rsp.fd,
         [LL_FD_KICK] = attachment->kick_fd,
-        [LL_FD_WAKE] = attachment->wake_fd,
+        [LL_FD_WAKE] = wake_client_fd,
         [LL_FD_STAT] = options->stat->fd,
         [LL_FD_TOK] = options->tok != NULL ? options->tok->fd : -1,
         [LL_FD_BELL] = layout->off_bell != 0 ? -1 : bell->fd,
@@ -407,7 +411,9 @@ static int send_offer(struct ll_control *control, struct ll_attachment *attachme
         offer.fd_mask |= 1u << i;
         fds[n_fds++] = all[i];
     }
-    return ll_msg_send(attachment->socket_fd, &offer, sizeof(offer), fds, n_fds);
+    rc = ll_msg_send(attachment->socket_fd, &offer, sizeof(offer), fds, n_fds);
+    close(wake_client_fd); /* the client's alone from here on */
+    return rc;
 }
 
 /* ---- the stages ---------------------------------------------------------------------------*/

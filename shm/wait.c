@@ -2,7 +2,10 @@
 /* shm/wait.c - the protocol stands in wait.h. */
 #include "shm/wait.h"
 
-#include <sys/eventfd.h>
+#include "base/err.h"
+
+#include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_THREAD__)
@@ -78,20 +81,37 @@ void ll_wait_runtime_disarm(struct ll_info_region *info)
     atomic_store_explicit(&info->rt_sleeping, 0, memory_order_relaxed);
 }
 
-void ll_wait_wake(int event_fd)
+int ll_wait_make_wake(int *client_end, int *runtime_end)
+{
+    int pair[2];
+
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0)
+        return LL_ERRNO("socketpair for waking a client");
+    *client_end = pair[0];
+    *runtime_end = pair[1];
+    return 0;
+}
+
+void ll_wait_wake(int fd)
 {
     uint64_t one = 1;
 
-    /* EAGAIN means that the counter is full: the sleeper has been told often enough. */
-    ssize_t rc = write(event_fd, &one, sizeof(one));
+    /* EAGAIN means that it is full: the sleeper has been told often enough. EPIPE: it is gone. */
+    ssize_t rc = send(fd, &one, sizeof(one), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (rc < 0 && errno == ENOTSOCK)
+        rc = write(fd, &one, sizeof(one));
     (void)rc;
 }
 
-void ll_wait_drain(int event_fd)
+void ll_wait_drain(int fd)
 {
-    uint64_t count;
+    uint64_t words[32]; /* of an eventfd one comes, of a socket all that piled up */
+    struct iovec part = {.iov_base = words, .iov_len = sizeof(words)};
 
-    /* EAGAIN means that it is empty already. */
-    ssize_t rc = read(event_fd, &count, sizeof(count));
+    /* RWF_NOWAIT, since O_NONBLOCK of a shared descriptor is the peer's to clear. EAGAIN means
+     * that it is empty already. */
+    ssize_t rc = preadv2(fd, &part, 1, -1, RWF_NOWAIT);
+    if (rc < 0 && errno == EOPNOTSUPP) /* sockets of older kernels */
+        rc = recv(fd, words, sizeof(words), MSG_DONTWAIT);
     (void)rc;
 }

@@ -154,7 +154,7 @@ struct ll_req_head {
 };
 
 struct ll_req_hot {
-    _Atomic uint32_t wait_word; /* 0 running, 1 asleep on the wake eventfd */
+    _Atomic uint32_t wait_word; /* 0 running, 1 asleep on the wake descriptor */
     uint32_t reserved0[15];
     _Atomic uint64_t cons_pos; /* events read; stored every 64 events and before sleeping */
     uint64_t reserved1[7];
@@ -324,7 +324,7 @@ enum ll_offer_fd {
     LL_FD_REQ = 1,
     LL_FD_RSP = 2,
     LL_FD_KICK = 3, /* eventfd the client writes to wake the runtime */
-    LL_FD_WAKE = 4, /* eventfd the runtime writes to wake the client */
+    LL_FD_WAKE = 4, /* stream socket: readable when the runtime wakes the client (wait.h S3) */
     LL_FD_TOK = 5,
     LL_FD_STAT = 6,
     LL_FD_BELL = 7,

@@ -4,6 +4,7 @@
 
 #include "shm/wait.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -57,19 +58,56 @@ static void a_kick_is_sent_only_to_a_sleeping_runtime(void **state)
     close(fd);
 }
 
-static void a_full_or_empty_eventfd_blocks_nobody(void **state)
+/* A hostile holder of the same open file clears O_NONBLOCK and fills or empties it: alarm() ends
+ * the test if a call then blocks. */
+static void no_peer_can_make_a_wake_or_a_drain_block(void **state)
+{
+    (void)state;
+    uint64_t most = UINT64_MAX - 1;
+    int kick = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC), client_end, runtime_end;
+    int kick_of_client = dup(kick);
+
+    alarm(10);
+    assert_int_equal(fcntl(kick_of_client, F_SETFL, 0), 0);
+    ll_wait_drain(kick); /* empty */
+    assert_int_equal(write(kick_of_client, &most, sizeof(most)), sizeof(most));
+    ll_wait_drain(kick);
+    assert_false(is_readable(kick));
+
+    assert_int_equal(ll_wait_make_wake(&client_end, &runtime_end), 0);
+    assert_int_equal(fcntl(client_end, F_SETFL, 0), 0);
+    assert_true(fcntl(runtime_end, F_GETFL) & O_NONBLOCK); /* another open file */
+    ll_wait_drain(client_end);
+    assert_false(is_readable(client_end));
+    for (int i = 0; i < 100000; i++) /* past what the socket holds */
+        ll_wait_wake(runtime_end);
+    assert_true(is_readable(client_end));
+    for (int i = 0; i < 100000 && is_readable(client_end); i++)
+        ll_wait_drain(client_end);
+    assert_false(is_readable(client_end));
+    ll_wait_wake(runtime_end);
+    assert_true(is_readable(client_end));
+    close(client_end);
+    ll_wait_wake(runtime_end); /* nobody there: no SIGPIPE */
+    close(runtime_end);
+    close(kick);
+    close(kick_of_client);
+    alarm(0);
+}
+
+static void a_full_eventfd_of_our_own_blocks_nobody(void **state)
 {
     (void)state;
     uint64_t most = UINT64_MAX - 1;
     int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 
-    ll_wait_drain(fd);
+    alarm(10);
     assert_int_equal(write(fd, &most, sizeof(most)), sizeof(most));
     ll_wait_wake(fd);
-    assert_true(is_readable(fd));
     ll_wait_drain(fd);
     assert_false(is_readable(fd));
     close(fd);
+    alarm(0);
 }
 
 int main(void)
@@ -78,7 +116,8 @@ int main(void)
         cmocka_unit_test(only_an_armed_client_is_claimed_and_only_once),
         cmocka_unit_test(a_scribbled_wait_word_wakes_nobody),
         cmocka_unit_test(a_kick_is_sent_only_to_a_sleeping_runtime),
-        cmocka_unit_test(a_full_or_empty_eventfd_blocks_nobody),
+        cmocka_unit_test(no_peer_can_make_a_wake_or_a_drain_block),
+        cmocka_unit_test(a_full_eventfd_of_our_own_blocks_nobody),
     };
     return cmocka_run_group_tests_name("shm/wait", tests, NULL, NULL);
 }
