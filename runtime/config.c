@@ -107,7 +107,7 @@ static const struct ll_option options[] = {
     {"Other", "version", LL_OPTION_BOOL, AT(wants_version), 0, 0, NULL, "no", NULL,
      "print the version"},
 
-    {"Fake device", "fake-vocab", LL_OPTION_FAKE, AT(fake), 1, 1 << 20, NULL, "1000", "ids",
+    {"Fake device", "fake-vocab", LL_OPTION_FAKE, AT(fake), 17, 1 << 20, NULL, "1000", "ids",
      "vocabulary"},
     {"Fake device", "fake-eos-id", LL_OPTION_U32, AT(fake_eos_id), 0, UINT32_MAX, NULL,
      "4294967295", "id", "end id; 4294967295: none"},

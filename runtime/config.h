@@ -35,7 +35,7 @@ struct ll_config {
     char model[1024];
     char served_model_name[128];
     uint32_t load_format, dtype, generation_config;
-    char chat_template[64];
+    char chat_template[32];
     uint32_t max_model_len; /* 0: the model's */
     uint64_t seed;
 

@@ -138,13 +138,13 @@ static int check_length(const struct ll_gate_limits *limits, const struct ll_req
     *max_tokens = copy->max_tokens;
     if (*max_tokens == 0) {
         *max_tokens = limits->context_max - copy->n_prompt;
-        if (ll_gate_tokens(copy->n_prompt, *max_tokens) > pool_tokens &&
-            ll_gate_tokens(copy->n_prompt, 1) <= pool_tokens)
-            *max_tokens = (uint32_t)(pool_tokens - ll_gate_tokens(copy->n_prompt, 0));
+        if (pool_tokens > copy->n_prompt)
+            *max_tokens = (uint32_t)ll_min_u64(*max_tokens, pool_tokens - copy->n_prompt);
     }
-    if (ll_gate_tokens(copy->n_prompt, *max_tokens) > pool_tokens)
-        return refuse(why, LL_E_NEVER_FITS, "pages: needs %u, has %u",
-                      ll_kv_pages_for(ll_gate_tokens(copy->n_prompt, *max_tokens)),
+    /* A sequence never books pages for more (sequence.h, Q4). */
+    uint64_t n_tokens = (uint64_t)copy->n_prompt + *max_tokens;
+    if (n_tokens > pool_tokens)
+        return refuse(why, LL_E_NEVER_FITS, "pages: needs %u, has %u", ll_kv_pages_for(n_tokens),
                       limits->n_pages_total);
     if (copy->min_tokens > *max_tokens)
         return refuse(why, LL_E_INVAL, "min_tokens: at most %u", *max_tokens);

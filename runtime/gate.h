@@ -26,12 +26,6 @@ struct ll_refusal {
     char text[32];
 };
 
-/* KV tokens a request books at most: its own and room for one row of speculation. */
-static inline uint64_t ll_gate_tokens(uint32_t n_prompt, uint32_t max_tokens)
-{
-    return (uint64_t)n_prompt + max_tokens + LL_ROW_TOKENS_MAX;
-}
-
 /* Checks the fixed part (a private copy of struct ll_req) and fills the sequence's parameters.
  * 0, or a negative code with *why filled. */
 int ll_gate_request(const struct ll_gate_limits *limits, const struct ll_req *copy,

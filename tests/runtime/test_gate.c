@@ -372,18 +372,18 @@ static void max_tokens_0_takes_what_context_and_pool_allow(void **state)
     req.max_tokens = 0;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
     assert_int_equal(seq.max_tokens, CONTEXT - 10);
-    limits.n_pages_total = 2; /* 128 tokens, 8 of them kept for a row of speculation */
+    limits.n_pages_total = 2; /* 128 tokens */
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
-    assert_int_equal(seq.max_tokens, 128 - 8 - 10);
-    req.min_tokens = 128 - 8 - 10;
+    assert_int_equal(seq.max_tokens, 128 - 10);
+    req.min_tokens = 128 - 10;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
     req.min_tokens++;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_INVAL);
     req.min_tokens = 0;
-    req.n_prompt = 119;
+    req.n_prompt = 127;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
     assert_int_equal(seq.max_tokens, 1);
-    req.n_prompt = 120;
+    req.n_prompt = 128;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_NEVER_FITS);
     req.n_prompt = CONTEXT - 1;
     limits.n_pages_total = 1000;
@@ -400,9 +400,9 @@ static void what_the_whole_empty_pool_cannot_hold_never_fits(void **state)
     struct ll_refusal why;
 
     limits.n_pages_total = 10; /* 640 tokens */
-    req.n_prompt = 600, req.max_tokens = 32;
+    req.n_prompt = 600, req.max_tokens = 40;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
-    req.max_tokens = 33;
+    req.max_tokens = 41;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_NEVER_FITS);
     assert_string_equal(why.text, "pages: needs 11, has 10");
     limits.n_pages_total = 0;
@@ -466,7 +466,7 @@ static void the_longest_refusals_still_fit_31_bytes(void **state)
     req.n_prompt = 10000000;
     req.max_tokens = 16777216 - 10000000;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_NEVER_FITS);
-    assert_string_equal(why.text, "pages: needs 262145, has 99999");
+    assert_string_equal(why.text, "pages: needs 262144, has 99999");
     req.max_tokens++;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_TOO_LONG);
     assert_string_equal(why.text, "prompt+output: at most 16777216");

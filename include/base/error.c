@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* client/error.c - the error table of ll/client.h in words. */
+/* base/error.c - the error table of ll/client.h in words. */
 #include "ll/client.h"
 
 #include "base/bits.h"

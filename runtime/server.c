@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/server.h"
+
+#include "base/bits.h"
+#include "base/clock.h"
+#include "base/err.h"
+#include "base/log.h"
+#include "ll/client.h"
+#include "runtime/admin.h"
+#include "runtime/allocations.h"
+#include "runtime/control.h"
+#include "runtime/engine.h"
+#include "runtime/loader.h"
+#include "runtime/progress.h"
+#include "runtime/setup.h"
+#include "runtime/tokimage.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+struct server {
+    const struct ll_config *config;
+    struct ll_setup setup;
+    struct ll_tokimage tokimage;
+    struct ll_region info, stat, tok;
+    struct ll_mailbox to_step, to_control;
+    int step_fd;
+    struct ll_control *control;
+    struct ll_admin *admin;
+    struct ll_admin_phase phase[LL_ADMIN_PHASES];
+    uint32_t n_phases;
+    uint64_t phase_ns;
+
+    struct ll_engine engine;
+    bool has_engine;
+    pthread_t step_thread;
+    bool has_step_thread;
+};
+
+/* ---- the process
+ * --------------------------------------------------------------------------------*/
+
+/* V2: prompts lie in this memory; and nobody but root may trace it. */
+static void hide_memory(void)
+{
+    struct rlimit none = {0, 0};
+
+    setrlimit(RLIMIT_CORE, &none);
+#ifndef LL_DEBUG /* where developers attach debuggers, and the leak checker traces */
+    prctl(PR_SET_DUMPABLE, 0);
+#endif
+}
+
+static void end_phase(struct server *server, const char *name)
+{
+    uint64_t now_ns = ll_now_ns();
+
+    server->phase[server->n_phases++] = (struct ll_admin_phase){name, now_ns - server->phase_ns};
+    server->phase_ns = now_ns;
+}
+
+/* ---- regions
+ * ------------------------------------------------------------------------------------*/
+
+static int make_region(struct ll_region *out, const char *name, size_t n_bytes, int numa_node)
+{
+    bool is_locked;
+    int rc = ll_region_create(out, name, ll_align_up(n_bytes, 4096), numa_node);
+
+    if (rc < 0)
+        out->fd = -1;
+    if (rc == 0)
+        rc = ll_region_seal_written(out);
+    if (rc == 0)
+        rc = ll_region_populate(out, &is_locked);
+    return rc;
+}
+
+static int make_regions(struct server *server)
+{
+    int node = server->setup.topology.numa_node;
+    int rc = make_region(&server->info, "llring-info", LL_INFO_BYTES, node);
+
+    if (rc == 0)
+        rc = make_region(&server->stat, "llring-stat", sizeof(struct ll_stat_region), node);
+    if (rc == 0)
+        ll_stat_init(server->stat.base, ll_now_ns());
+    return rc;
+}
+
+static void fill_info(struct server *server)
+{
+    struct ll_info_region *info = server->info.base;
+    const struct ll_setup *setup = &server->setup;
+    const struct ll_checkpoint *checkpoint = &setup->checkpoint;
+
+    info->magic = LL_INFO_MAGIC;
+    info->abi_major = LL_ABI_MAJOR;
+    info->abi_minor = LL_ABI_MINOR;
+    info->size_bytes = LL_INFO_BYTES;
+    if (getrandom(&info->epoch, sizeof(info->epoch), 0) != sizeof(info->epoch))
+        info->epoch = ll_now_ns() ^ (uint64_t)getpid() << 32;
+    info->pid = (uint32_t)getpid();
+    info->n_vocab = checkpoint->shape.n_vocab;
+    info->context_max = checkpoint->shape.context_max;
+    info->n_prompt_max = setup->n_prompt_max;
+    info->weights_epoch = 1;
+    snprintf(info->name, sizeof(info->name), "%s", setup->served_name);
+    snprintf(info->chat_format, sizeof(info->chat_format), "%s", setup->chat_format);
+    snprintf(info->backend, sizeof(info->backend), "%s", setup->backend->name);
+    snprintf(info->dtype, sizeof(info->dtype), "%s", setup->dtype_name);
+    info->bos = checkpoint->bos;
+    info->n_eos = (uint32_t)ll_min_u64(checkpoint->n_eos, LL_EOS_MAX);
+    memcpy(info->eos, checkpoint->eos, info->n_eos * sizeof(info->eos[0]));
+    info->temperature = checkpoint->temperature;
+    info->top_p = checkpoint->top_p;
+    info->min_p = checkpoint->min_p;
+    info->repetition_penalty = checkpoint->repetition_penalty;
+    info->top_k = checkpoint->top_k;
+    info->n_max = 1; /* samples a request: this version makes one */
+    info->n_top_max = server->config->max_logprobs;
+    info->n_stop_max = LL_STOP_MAX;
+    info->n_bias_max = LL_BIAS_MAX;
+    info->window_events = LL_WINDOW_EVENTS;
+    /* Relaxed: nobody can map it before READY, which is stored with release. */
+    atomic_store_explicit(&info->heartbeat_ns, ll_now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&info->rt_state, LL_RT_STARTING, memory_order_relaxed);
+}
+
+/* ---- weights and tokenizer
+ * ----------------------------------------------------------------------*/
+
+/* V3: the signals are blocked; one that waits is taken here, since the loop that would is not yet
+ * running. */
+static bool is_stop_asked(void)
+{
+    const struct timespec at_once = {0, 0};
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    return sigtimedwait(&set, NULL, &at_once) > 0;
+}
+
+static int on_progress(void *context, const struct ll_load_progress *now)
+{
+    ll_progress_show(context, now);
+    return is_stop_asked() ? -ECANCELED : 0;
+}
+
+static int load_weights(struct server *server)
+{
+    struct ll_setup *setup = &server->setup;
+    struct ll_progress progress;
+    struct ll_text error = {""};
+    uint64_t start_ns = ll_now_ns();
+    int rc;
+
+    if (!setup->has_checkpoint || setup->options.has_dummy_weights) {
+        rc = setup->backend->seal(setup->device, 0, &error);
+        if (rc < 0)
+            return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
+    } else {
+        ll_progress_init(&progress);
+        rc = ll_loader_run(setup->backend, setup->device, 0, &setup->checkpoint, on_progress,
+                           &progress);
+        ll_progress_end(&progress);
+        if (rc < 0)
+            return rc;
+        double seconds = (double)(ll_now_ns() - start_ns) / 1e9;
+        ll_info("weights: %.2f GB in %.2f s", (double)setup->checkpoint.weights_bytes / 1e9,
+                seconds);
+    }
+    struct ll_stats *stats = &((struct ll_stat_region *)server->stat.base)->v;
+    ll_stat_set(&stats->weights_bytes, setup->caps.weights_bytes != 0
+                                           ? setup->caps.weights_bytes
+                                           : setup->checkpoint.weights_bytes);
+    ll_stat_set(&stats->load_ns, ll_now_ns() - start_ns);
+    return is_stop_asked() ? -ECANCELED : 0;
+}
+
+static int begin_tokenizer(struct server *server)
+{
+    const struct ll_checkpoint *checkpoint = &server->setup.checkpoint;
+
+    if (!checkpoint->has_tokenizer_json && !checkpoint->has_tokenizer_model) {
+        if (server->setup.has_checkpoint)
+            ll_warn("the model has neither tokenizer.json nor tokenizer.model: clients can send "
+                    "token ids only");
+        return 0;
+    }
+    return ll_tokimage_begin(&server->tokimage, server->setup.directory);
+}
+
+static int finish_tokenizer(struct server *server)
+{
+    if (server->tokimage.child == 0)
+        return 0;
+    return ll_tokimage_finish(&server->tokimage, server->setup.topology.numa_node, &server->tok);
+}
+
+/* ---- engine and sockets
+ * -------------------------------------------------------------------------*/
+
+static int make_control(struct server *server)
+{
+    const struct ll_config *config = server->config;
+    const struct ll_control_options options = {
+        .socket = config->socket,
+        .is_isolated = config->isolate == LL_ISOLATE_CLIENT,
+        .numa_node = server->setup.topology.numa_node,
+        .n_attachments_max = config->max_clients,
+        .n_per_uid_max = (uint32_t)ll_min_u64(config->max_clients_per_user, config->max_clients),
+        .n_slots_max = config->max_slots,
+        .n_slots_domain_max = config->max_slots_per_domain,
+        .arena_bytes_max = (uint32_t)config->max_arena_bytes,
+        .arena_bytes_uid_max = config->max_arena_bytes_per_user,
+        .drain_ns = config->drain_timeout_s * LL_NS_PER_S,
+        .info = &server->info,
+        .stat = &server->stat,
+        .tok = &server->tok,
+        .to_step = &server->to_step,
+        .to_control = &server->to_control,
+        .step_fd = server->step_fd,
+    };
+
+    return ll_control_create(&server->control, &options);
+}
+
+static struct ll_gate_limits gate_limits(const struct server *server)
+{
+    const struct ll_setup *setup = &server->setup;
+    struct ll_gate_limits limits = {
+        .n_vocab = setup->checkpoint.shape.n_vocab,
+        .context_max = setup->checkpoint.shape.context_max,
+        .n_prompt_max = setup->n_prompt_max,
+        .n_pages_total = setup->caps.n_pages,
+        .n_max = 1,
+        .n_top_max = server->config->max_logprobs,
+        .n_eos = setup->checkpoint.n_eos,
+    };
+
+    memcpy(limits.eos, setup->checkpoint.eos, sizeof(limits.eos));
+    return limits;
+}
+
+static int make_engine(struct server *server)
+{
+    const struct ll_config *config = server->config;
+    const struct ll_setup *setup = &server->setup;
+    const struct ll_engine_options options = {
+        .backend = setup->backend,
+        .device = setup->device,
+        .caps = setup->caps,
+        .n_sequences = setup->options.n_slots + config->max_waiting,
+        .n_waiting_max = config->max_waiting,
+        .tokens_waiting_max = config->max_waiting_tokens,
+        .limits = {.n_rows_max = setup->options.n_rows_max,
+                   .n_tokens_max = setup->options.n_tokens_max,
+                   .n_slots = setup->options.n_slots,
+                   .context_max = setup->checkpoint.shape.context_max,
+                   .stall_ns = config->stall_timeout_s * LL_NS_PER_S},
+        .gate = gate_limits(server),
+        .info = server->info.base,
+        .stat = server->stat.base,
+        .from_control = &server->to_step,
+        .to_control = &server->to_control,
+        .control_fd = server->step_fd,
+        .notify_fd = ll_control_notify_fd(server->control),
+        .spin_ns = ll_max_u64(config->spin_us, 1) * LL_NS_PER_US,
+        .step_timeout_ns = config->step_timeout_s * LL_NS_PER_S,
+        .yields = setup->topology.yields,
+    };
+    int rc = ll_engine_open(&server->engine, &options);
+
+    server->has_engine = rc == 0;
+    return rc;
+}
+
+static void *run_step_thread(void *context)
+{
+    struct server *server = context;
+
+    pthread_setname_np(pthread_self(), "llring-step");
+    ll_topology_take_step_cpu(&server->setup.topology);
+    ll_engine_run(&server->engine); /* its end reaches the control thread by mail */
+    return NULL;
+}
+
+static int open_doors(struct server *server)
+{
+    struct ll_admin_options options = {
+        .socket = server->config->admin_socket,
+        .control = server->control,
+        .info = server->info.base,
+        .stat = server->stat.base,
+        .model = server->setup.directory,
+        .device = server->setup.caps.device,
+        .n_phases = server->n_phases,
+    };
+
+    memcpy(options.phase, server->phase, sizeof(options.phase));
+    int error = pthread_create(&server->step_thread, NULL, run_step_thread, server);
+    if (error != 0)
+        return ll_err_set_errno(error, "the step thread");
+    server->has_step_thread = true;
+    ll_topology_leave_step_cpu(&server->setup.topology);
+    int rc = ll_admin_open(&server->admin, &options);
+    return rc < 0 ? rc : ll_control_listen(server->control);
+}
+
+/* ---- start and stop
+ * -----------------------------------------------------------------------------*/
+
+static void say_ready(const struct server *server)
+{
+    const struct ll_setup *setup = &server->setup;
+    struct ll_stat_region *stat = server->stat.base;
+    uint64_t ready_ns = ll_now_ns() - stat->start_ns;
+
+    ll_stat_set(&stat->v.ready_ns, ready_ns);
+    ll_info("%s on %s (%s), %s: context %u, %u requests at once, KV cache %llu tokens",
+            setup->served_name, setup->backend->name, setup->caps.device, setup->dtype_name,
+            setup->checkpoint.shape.context_max, setup->options.n_rows_max,
+            (unsigned long long)setup->caps.n_pages * LL_PAGE_TOKENS);
+    ll_info("ready after %.2f s: %s", (double)ready_ns / 1e9, server->config->socket);
+}
+
+static int start(struct server *server)
+{
+    int rc = ll_setup_model(&server->setup, server->config);
+
+    if (rc == 0)
+        rc = make_regions(server);
+    if (rc == 0 && (server->step_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0)
+        rc = LL_ERRNO("eventfd");
+    if (rc == 0)
+        rc = make_control(server); /* V1: the lock, before anything that takes long */
+    if (rc == 0)
+        rc = begin_tokenizer(server); /* forks: before the device makes threads */
+    end_phase(server, "open");
+    if (rc == 0)
+        rc = ll_setup_device(&server->setup);
+    end_phase(server, "device");
+    if (rc == 0)
+        rc = load_weights(server);
+    end_phase(server, "weights");
+    if (rc == 0)
+        rc = finish_tokenizer(server);
+    end_phase(server, "tokenizer");
+    if (rc < 0)
+        return rc;
+    fill_info(server);
+    rc = make_engine(server);
+    end_phase(server, "engine");
+    return rc < 0 ? rc : open_doors(server);
+}
+
+/* V4. The step thread has been told to stop, by the control loop or here. */
+static void take_apart(struct server *server)
+{
+    ll_allocations_watch(NULL);
+    ll_admin_close(server->admin);
+    if (server->has_step_thread)
+        pthread_join(server->step_thread, NULL);
+    ll_control_destroy(server->control);
+    if (server->has_engine)
+        ll_engine_close(&server->engine);
+    ll_tokimage_cancel(&server->tokimage);
+    ll_setup_close(&server->setup);
+    ll_region_free(&server->tok);
+    ll_region_free(&server->stat);
+    ll_region_free(&server->info);
+    if (server->step_fd >= 0)
+        close(server->step_fd);
+}
+
+static void stop_step_thread(struct server *server)
+{
+    struct ll_mail mail = {.type = LL_MAIL_STOP};
+
+    if (server->has_step_thread && ll_mailbox_send(&server->to_step, &mail))
+        if (eventfd_write(server->step_fd, 1) < 0)
+            ll_warn("waking the step thread: %s", strerror(errno));
+}
+
+int ll_server_run(const struct ll_config *config)
+{
+    /* Large and aligned: not on the stack. */
+    struct server *server = aligned_alloc(64, ll_align_up(sizeof(*server), 64));
+    int rc;
+
+    if (server == NULL) {
+        ll_error("out of memory");
+        return 1;
+    }
+    memset(server, 0, sizeof(*server));
+    server->config = config;
+    server->step_fd = server->info.fd = server->stat.fd = server->tok.fd = -1;
+    server->tokimage = (struct ll_tokimage){.file = -1, .errors = -1};
+    server->phase_ns = ll_now_ns();
+    hide_memory();
+    ll_control_block_signals();
+    if (config->wants_prefix_caching)
+        ll_warn("--enable-prefix-caching: this version computes every prompt");
+
+    rc = start(server);
+    if (rc == 0) {
+        struct ll_stat_region *stat = server->stat.base;
+        say_ready(server);
+        ll_allocations_watch(&stat->v.allocations_after_ready);
+        rc = ll_control_run(server->control);
+        if (rc == 0)
+            ll_info("stopped");
+        else
+            ll_error("stopped: %s", rc == -EINTR ? "cut short by a second signal" : ll_err_text());
+    } else if (rc == -ECANCELED) {
+        ll_info("stopped while loading");
+        rc = 0;
+        stop_step_thread(server);
+    } else {
+        ll_error("%s", ll_err_text());
+        stop_step_thread(server);
+    }
+    take_apart(server);
+    free(server);
+    return rc == 0 ? 0 : 1;
+}

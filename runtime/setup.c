@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "runtime/setup.h"
+
+#include "base/bits.h"
+#include "base/err.h"
+#include "base/log.h"
+#include "ll/text.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#pragma weak ll_backend_cpu
+#pragma weak ll_chat_format_find
+
+#define FAKE_CONTEXT 8192u
+#define KV_PAGES_MAX (1u << 24)
+
+/* ---- the model
+ * ----------------------------------------------------------------------------------*/
+
+/* A GPU is there when its device node is: then a failure to use it is an error, not a reason to go
+ * on slowly. */
+static bool has_gpu(void)
+{
+    struct dirent *entry;
+    bool is_found = false;
+    DIR *dev = opendir("/dev");
+
+    if (dev == NULL)
+        return false;
+    while ((entry = readdir(dev)) != NULL)
+        is_found |= strncmp(entry->d_name, "nvidia", 6) == 0 && entry->d_name[6] >= '0' &&
+                    entry->d_name[6] <= '9';
+    closedir(dev);
+    return is_found;
+}
+
+static uint32_t fake_vocab(const struct ll_config *config)
+{
+    const char *at = strstr(config->fake, "vocab=");
+
+    return at != NULL ? (uint32_t)strtoul(at + strlen("vocab="), NULL, 10) : 1000;
+}
+
+/* A shape for the device without a model: small numbers that go together. */
+static void make_up_model(struct ll_checkpoint *out, const struct ll_config *config)
+{
+    out->shape = (struct ll_model_shape){
+        .n_layers = 1,
+        .n_embd = 64,
+        .n_heads = 1,
+        .n_kv_heads = 1,
+        .head_dim = 64,
+        .n_ff = 64,
+        .n_vocab = fake_vocab(config),
+        .context_max = FAKE_CONTEXT,
+        .rms_eps = 1e-5f,
+        .rope_theta = 10000,
+    };
+    if (config->max_model_len != 0)
+        out->shape.context_max = config->max_model_len;
+    out->dtype = LL_DTYPE_F32;
+    out->bos = UINT32_MAX;
+    if (config->fake_eos_id != UINT32_MAX) {
+        out->n_eos = 1;
+        out->eos[0] = config->fake_eos_id;
+    }
+    out->top_p = out->repetition_penalty = 1.0f;
+    out->temperature = 1.0f;
+}
+
+static int find_model(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+
+    if (config->model[0] == 0)
+        return LL_ERR(LL_E_INVAL, "no model: give a directory, as in \"llringd DIR\" "
+                                  "(see llringd --help)");
+    int rc = ll_config_find_model(config->model, setup->directory, sizeof(setup->directory));
+    if (rc == 0)
+        rc = ll_checkpoint_open(&setup->checkpoint, setup->directory);
+    setup->has_checkpoint = rc == 0;
+    return rc;
+}
+
+/* Last part of the path, without slashes at its end. */
+static void name_model(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    const char *name = config->served_model_name;
+    char path[sizeof(config->model)];
+
+    if (name[0] == 0) {
+        snprintf(path, sizeof(path), "%s", config->model[0] != 0 ? config->model : "fake");
+        for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
+            path[n - 1] = 0;
+        const char *slash = strrchr(path, '/');
+        /* A hub name is shown as it is. */
+        name = slash != NULL && strcmp(setup->directory, config->model) == 0 ? slash + 1 : path;
+    }
+    snprintf(setup->served_name, sizeof(setup->served_name), "%.*s",
+             (int)sizeof(setup->served_name) - 1, name);
+}
+
+/* The templates that Meta ships and that our formats render byte for byte, by their hash. */
+static const struct {
+    const char *sha256, *format;
+} templates[] = {
+    {"e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65", "llama3.1"},
+    {"5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4", "llama3.2"},
+};
+
+static int choose_chat_format(struct ll_setup *setup)
+{
+    const char *wish = setup->config->chat_template, *format = "";
+
+    if (wish[0] != 0 && strcmp(wish, "none") != 0) {
+        if (ll_chat_format_find(wish) == LL_CHAT_NONE)
+            return LL_ERR(LL_E_INVAL,
+                          "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
+                          "(a name, not a file: templates are programs and are not run here)",
+                          wish);
+        format = wish;
+    } else if (wish[0] == 0) {
+        if (setup->checkpoint.chat_format[0] != 0 &&
+            ll_chat_format_find(setup->checkpoint.chat_format) != LL_CHAT_NONE)
+            format = setup->checkpoint.chat_format;
+        for (size_t i = 0; i < LL_COUNT(templates) && format[0] == 0; i++)
+            if (strcmp(setup->checkpoint.template_sha256, templates[i].sha256) == 0)
+                format = templates[i].format;
+        if (format[0] == 0 && setup->has_checkpoint)
+            ll_warn("this model's chat template is not known: chat is refused, completions work; "
+                    "--chat-template llama3.1 (or llama3.2) says what it speaks");
+    }
+    snprintf(setup->chat_format, sizeof(setup->chat_format), "%s", format);
+    return 0;
+}
+
+static int check_context(struct ll_setup *setup)
+{
+    struct ll_model_shape *shape = &setup->checkpoint.shape;
+    uint32_t wanted = setup->config->max_model_len;
+
+    if (wanted > shape->context_max)
+        return LL_ERR(LL_E_INVAL, "--max-model-len: %u is more than the model's %u", wanted,
+                      shape->context_max);
+    if (wanted != 0)
+        shape->context_max = wanted;
+    if (shape->context_max < 2)
+        return LL_ERR(LL_E_INVAL, "--max-model-len: a prompt and an output need at least 2 tokens");
+    for (uint32_t i = 0; i < setup->checkpoint.n_eos; i++)
+        if (setup->checkpoint.eos[i] >= shape->n_vocab)
+            return LL_ERR(LL_E_INVAL, "the model's end id %u is outside its vocabulary of %u",
+                          setup->checkpoint.eos[i], shape->n_vocab);
+    return 0;
+}
+
+static void drop_defaults(struct ll_checkpoint *checkpoint)
+{
+    checkpoint->temperature = 1.0f;
+    checkpoint->top_p = 1.0f;
+    checkpoint->min_p = 0.0f;
+    checkpoint->repetition_penalty = 1.0f;
+    checkpoint->top_k = 0;
+}
+
+int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
+{
+    struct ll_machine machine;
+    int rc = 0;
+
+    memset(setup, 0, sizeof(*setup));
+    setup->config = config;
+    ll_machine_read(&machine);
+    rc = ll_topology_find(&setup->topology, &machine, config->cpus, config->threads, config->pin);
+    if (rc < 0)
+        return rc;
+    if (config->device == LL_DEVICE_FAKE)
+        make_up_model(&setup->checkpoint, config);
+    else
+        rc = find_model(setup);
+    if (rc == 0)
+        rc = check_context(setup);
+    if (rc == 0)
+        rc = choose_chat_format(setup);
+    if (rc < 0)
+        return rc;
+    if (config->generation_config != LL_GENERATION_AUTO)
+        drop_defaults(&setup->checkpoint);
+    name_model(setup);
+    return 0;
+}
+
+/* ---- the device
+ * ---------------------------------------------------------------------------------*/
+
+/* llring-cuda.so beside llringd or in ../lib/llring. */
+static int load_module(struct ll_setup *setup)
+{
+    static const char *const places[] = {"llring-cuda.so", "../lib/llring/llring-cuda.so"};
+    char own[512], path[640], first[256] = "";
+    ssize_t n = readlink("/proc/self/exe", own, sizeof(own) - 1);
+
+    own[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(own, '/');
+    if (slash != NULL)
+        *slash = 0;
+    for (size_t i = 0; i < LL_COUNT(places) && setup->module == NULL; i++) {
+        snprintf(path, sizeof(path), "%s/%s", own, places[i]);
+        setup->module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (setup->module == NULL && access(path, F_OK) == 0)
+            snprintf(first, sizeof(first), ": %s", dlerror());
+    }
+    if (setup->module == NULL)
+        return LL_ERR(LL_E_UNSUPPORTED,
+                      "device cuda: llring-cuda.so cannot be used%s (build it with -DLL_CUDA=ON "
+                      "where nvcc is, or use --device cpu)",
+                      first[0] != 0 ? first : ", it is not installed beside llringd");
+    const struct ll_backend *(*entry)(void) =
+        (const struct ll_backend *(*)(void))dlsym(setup->module, "ll_backend_cuda");
+    if (entry == NULL)
+        return LL_ERR(LL_E_ABI, "llring-cuda.so has no ll_backend_cuda: it is of another version");
+    setup->backend = entry();
+    return 0;
+}
+
+static int choose_backend(struct ll_setup *setup)
+{
+    uint32_t device = setup->config->device;
+    int rc = 0;
+
+    if (device == LL_DEVICE_AUTO)
+        device = has_gpu() ? LL_DEVICE_CUDA : LL_DEVICE_CPU;
+    if (device == LL_DEVICE_CUDA)
+        rc = load_module(setup);
+    else
+        setup->backend = device == LL_DEVICE_FAKE ? ll_backend_fake() : ll_backend_cpu();
+    if (rc == 0 && setup->backend->abi != LL_BACKEND_ABI)
+        rc = LL_ERR(LL_E_ABI, "backend %s speaks version %u of the seam, this runtime %u",
+                    setup->backend->name, setup->backend->abi, LL_BACKEND_ABI);
+    return rc;
+}
+
+static void choose_dtypes(struct ll_setup *setup)
+{
+    struct ll_backend_options *o = &setup->options;
+
+    switch (setup->config->dtype) {
+    case LL_CONFIG_FLOAT32:
+    case LL_CONFIG_FLOAT:
+        o->dtype = LL_DTYPE_F32;
+        break;
+    case LL_CONFIG_FLOAT16:
+    case LL_CONFIG_HALF:
+        ll_info("--dtype float16: computes in bfloat16 (same size, wider range)");
+        o->dtype = LL_DTYPE_BF16;
+        break;
+    case LL_CONFIG_BFLOAT16:
+        o->dtype = LL_DTYPE_BF16;
+        break;
+    default:
+        o->dtype = setup->checkpoint.dtype == LL_DTYPE_F32 ? LL_DTYPE_F32 : LL_DTYPE_BF16;
+    }
+    setup->dtype_name = o->dtype == LL_DTYPE_F32 ? "float32" : "bfloat16";
+
+    static const enum ll_dtype kv[] = {
+        [LL_KV_AUTO] = 0,
+        [LL_KV_FLOAT32] = LL_DTYPE_F32,
+        [LL_KV_BFLOAT16] = LL_DTYPE_BF16,
+        [LL_KV_FP8] = LL_DTYPE_E4M3,
+        [LL_KV_FP8_E4M3] = LL_DTYPE_E4M3,
+    };
+    o->kv_dtype = kv[setup->config->kv_cache_dtype];
+}
+
+uint64_t ll_setup_page_bytes(const struct ll_model_shape *shape, enum ll_dtype kv_dtype)
+{
+    return 2ull * shape->n_layers * shape->n_kv_heads * shape->head_dim * LL_PAGE_TOKENS *
+           ll_dtype_bytes(kv_dtype);
+}
+
+/* MemAvailable of the machine, in bytes; 0 where the kernel does not say. */
+static uint64_t memory_available(void)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+
+    if (file == NULL)
+        return 0;
+    while (fgets(line, sizeof(line), file) != NULL)
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    fclose(file);
+    return kib * 1024;
+}
+
+/* Pages where nobody said how many: what all sequences could fill, within free memory. */
+static uint32_t choose_pages(const struct ll_setup *setup, uint32_t pages_per_seq)
+{
+    const struct ll_backend_options *o = &setup->options;
+    uint64_t wanted = ll_min_u64((uint64_t)o->n_slots * pages_per_seq, KV_PAGES_MAX);
+    uint64_t page_bytes =
+        ll_setup_page_bytes(&setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype);
+    uint64_t free_bytes = memory_available(), weights_bytes = setup->checkpoint.weights_bytes;
+
+    if (setup->config->device == LL_DEVICE_FAKE)
+        return (uint32_t)ll_min_u64(wanted, 65536);
+    free_bytes = free_bytes > weights_bytes ? (free_bytes - weights_bytes) / 2 : 0;
+    return (uint32_t)ll_max_u64(ll_min_u64(wanted, free_bytes / page_bytes), 1);
+}
+
+static int choose_sizes(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    const struct ll_model_shape *shape = &setup->checkpoint.shape;
+    struct ll_backend_options *o = &setup->options;
+    bool is_cpu = strcmp(setup->backend->name, "cpu") == 0;
+    bool is_cuda = strcmp(setup->backend->name, "cuda") == 0;
+
+    o->n_rows_max = config->max_num_seqs != 0 ? config->max_num_seqs : is_cpu ? 32 : 256;
+    o->n_slots = o->n_rows_max;
+    o->n_tokens_max = config->max_num_batched_tokens != 0
+                          ? config->max_num_batched_tokens
+                          : (uint32_t)ll_max_u64(is_cpu ? 512 : 2048, o->n_rows_max);
+    if (o->n_tokens_max < o->n_rows_max)
+        return LL_ERR(LL_E_INVAL,
+                      "--max-num-batched-tokens (%u) must be at least --max-num-seqs (%u): each "
+                      "running request takes one",
+                      o->n_tokens_max, o->n_rows_max);
+    o->pages_per_seq = (uint32_t)ll_div_ceil(shape->context_max, LL_PAGE_TOKENS);
+    o->n_pages = config->n_pages;
+    o->kv_bytes = config->kv_cache_memory_bytes;
+    if (o->n_pages == 0 && o->kv_bytes == 0 && !is_cuda)
+        o->n_pages = choose_pages(setup, o->pages_per_seq);
+    o->memory_fraction = is_cuda ? config->gpu_memory_utilization : 0;
+    return 0;
+}
+
+int ll_setup_device(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    struct ll_backend_options *o = &setup->options;
+    struct ll_text error = {""};
+    int rc = choose_backend(setup);
+
+    if (rc < 0)
+        return rc;
+    o->struct_bytes = sizeof(*o);
+    choose_dtypes(setup);
+    rc = choose_sizes(setup);
+    if (rc < 0)
+        return rc;
+    o->tensor_parallel = config->tensor_parallel_size;
+    o->n_weights = 1;
+    o->n_threads = setup->topology.n_threads;
+    o->cpus = setup->topology.worker;
+    o->numa_node = setup->topology.numa_node;
+    o->is_deterministic = config->is_deterministic;
+    o->has_dummy_weights = config->load_format == LL_LOAD_DUMMY;
+    o->seed = config->seed;
+    o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
+
+    rc = setup->backend->open(&setup->device, o, &setup->checkpoint.shape, &setup->caps, &error);
+    if (rc < 0)
+        return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
+    uint64_t pool_tokens = (uint64_t)setup->caps.n_pages * LL_PAGE_TOKENS;
+    if (pool_tokens < 2)
+        return LL_ERR(LL_E_INVAL,
+                      "device %s: no room for a single KV page of %llu bytes: give "
+                      "--kv-cache-memory-bytes more",
+                      setup->backend->name,
+                      (unsigned long long)ll_setup_page_bytes(
+                          &setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype));
+    setup->n_prompt_max =
+        (uint32_t)ll_min_u64(setup->checkpoint.shape.context_max, pool_tokens) - 1;
+    if (pool_tokens < setup->checkpoint.shape.context_max)
+        ll_warn("the KV cache holds %llu tokens, less than the context of %u: longer requests are "
+                "refused (--kv-cache-memory-bytes gives it more, --max-model-len less context)",
+                (unsigned long long)pool_tokens, setup->checkpoint.shape.context_max);
+    return 0;
+}
+
+void ll_setup_close(struct ll_setup *setup)
+{
+    if (setup->device != NULL)
+        setup->backend->close(setup->device);
+    if (setup->has_checkpoint)
+        ll_checkpoint_close(&setup->checkpoint);
+    if (setup->module != NULL)
+        dlclose(setup->module);
+    memset(setup, 0, sizeof(*setup));
+}

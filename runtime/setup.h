@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* runtime/setup.h - from options and a model directory to an open device: every "0: automatic" of
+ * the options gets its number here, and what does not go together is refused with both names.
+ *
+ * Defaults by device:  --max-num-seqs 256, cpu 32; --max-num-batched-tokens 2048, cpu 512
+ * KV memory: --num-gpu-blocks-override pages, else --kv-cache-memory-bytes; else on the cpu what
+ * all running sequences could fill, at most half of the memory that is free once the weights are
+ * there; else --gpu-memory-utilization of the device's. */
+#ifndef RUNTIME_SETUP_H
+#define RUNTIME_SETUP_H
+
+#include "runtime/checkpoint.h"
+#include "runtime/config.h"
+#include "runtime/topology.h"
+
+struct ll_setup {
+    const struct ll_config *config;
+    struct ll_topology topology;
+    char directory[1024]; /* the model's; "" for the fake device */
+    bool has_checkpoint;
+    struct ll_checkpoint checkpoint; /* made up for the fake device */
+    char served_name[128];
+    char chat_format[32]; /* "": chat is refused */
+
+    const struct ll_backend *backend;
+    void *module; /* dlopen handle; NULL: linked in */
+    struct ll_device *device;
+    struct ll_backend_options options;
+    struct ll_backend_caps caps;
+    const char *dtype_name;
+    uint32_t n_prompt_max;
+};
+
+/* Reads the machine and the model; opens no device yet. *setup is zeroed here; free it with
+ * _close in any case. LL_E_INVAL: options that do not go together. */
+int ll_setup_model(struct ll_setup *setup, const struct ll_config *config);
+/* Opens the device. */
+int ll_setup_device(struct ll_setup *setup);
+void ll_setup_close(struct ll_setup *setup);
+
+/* KV memory of one page (K and V of 64 tokens, all layers). */
+uint64_t ll_setup_page_bytes(const struct ll_model_shape *shape, enum ll_dtype kv_dtype);
+
+#endif
