@@ -13,7 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#pragma weak ll_backend_cpu
 #pragma weak ll_chat_format_find
 
 #define FAKE_CONTEXT 8192u
