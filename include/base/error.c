@@ -14,7 +14,10 @@ struct row {
     const char *advice;
 };
 
-#define ROW(code, http, advice) {code, http, #code, advice}
+#define ROW(code, http, advice)                                                                    \
+    {                                                                                              \
+        code, http, #code, advice                                                                  \
+    }
 static const struct row table[] = {
     ROW(LL_E_AGAIN, 429, "All slots or the arena are in use: read outputs, then submit again."),
     ROW(LL_E_INVAL, 400, "A field is outside its range: correct the one named."),
@@ -33,7 +36,8 @@ static const struct row table[] = {
     ROW(LL_E_FORKED, 500, "The handle belongs to the parent process: open one in the child."),
     ROW(LL_E_DRAINING, 503, "The runtime is stopping: send to another one, or wait for a restart."),
     ROW(LL_E_BACKEND, 500, "The device failed and the runtime restarts: send again then."),
-    ROW(LL_E_UNSUPPORTED, 400, "This runtime cannot do what the request asks: leave the field out."),
+    ROW(LL_E_UNSUPPORTED, 400,
+        "This runtime cannot do what the request asks: leave the field out."),
     ROW(LL_E_DENIED, 401, "This user may not do that: ask the operator."),
 };
 
@@ -72,7 +76,10 @@ int ll_error_http_status(int code)
     return row != NULL ? row->http_status : 500;
 }
 
-const char *ll_error_text(void) { return ll_err_text(); }
+const char *ll_error_text(void)
+{
+    return ll_err_text();
+}
 
 uint32_t ll_version(void)
 {
