@@ -292,6 +292,8 @@ static uint32_t scan_client(struct ll_intake *intake, struct ll_attachment *clie
     client->n_doorbells = n_submitted;
     for (uint32_t i = 0; i < client->n_slots && !client->is_fenced; i++)
         n_found += look_at_slot(intake, client, i, now_ns, false);
+    if (n_found > 0 && !client->domain->is_swept_only)
+        ll_bell_rewind(&client->domain->bell); /* its word may lie behind a hole */
     ll_stat_add(&intake->stats->sweeps, 1);
     ll_stat_add(&intake->stats->sweeps_found, n_found);
     return n_found;

@@ -169,6 +169,13 @@ int ll_bell_pop(struct ll_bell_reader *reader, uint32_t *payload)
     return 1;
 }
 
+void ll_bell_rewind(struct ll_bell_reader *reader)
+{
+    /* Release, pairs with the acquire of tail_hint in push_once: the words below head are seen as
+     * consumed, so they are helped past. */
+    atomic_store_explicit(&reader->bell.head->tail_hint, reader->head, memory_order_release);
+}
+
 void ll_bell_repair(struct ll_bell_reader *reader)
 {
     struct ll_bell_head *head = reader->bell.head;

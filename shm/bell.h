@@ -67,6 +67,11 @@ static inline bool ll_bell_is_empty(const struct ll_bell_reader *reader)
     return word == lap << 32;
 }
 
+/* tail_hint := head. Safe at any time (B1), and the cure for a tail that somebody moved past a hole:
+ * without it the words behind the hole would wait for a sweep for ever. Call it when a sweep finds
+ * what no doorbell brought. */
+void ll_bell_rewind(struct ll_bell_reader *reader);
+
 /* Refills the whole ring EMPTY a lap further on, ring_gen + 1. Words on the way are lost (B4). */
 void ll_bell_repair(struct ll_bell_reader *reader);
 

@@ -179,6 +179,29 @@ static void a_scribbled_tail_ends_a_push_in_bounded_time(void **state)
     }
 }
 
+/* Somebody moves tail past the head: pushes land behind a hole and pop answers 0. A rewind brings
+ * them, now or as the ring comes round, without a repair. */
+static void a_rewind_fills_the_hole_that_a_high_tail_leaves(void **state)
+{
+    struct fixture *f = *state;
+    uint32_t payload;
+
+    start_at(f, UINT32_MAX);
+    run(f, 3);
+    atomic_store(&f->bell.head->tail_hint, f->reader.head + 2);
+    assert_true(ll_bell_push(&f->bell, 7));
+    assert_int_equal(ll_bell_pop(&f->reader, &payload), 0);
+    ll_bell_rewind(&f->reader);
+    for (uint32_t i = 0; i < 3; i++)
+        assert_true(ll_bell_push(&f->bell, i));
+    static const uint32_t order[] = {0, 1, 7, 2};
+    for (size_t i = 0; i < LL_COUNT(order); i++) {
+        assert_int_equal(ll_bell_pop(&f->reader, &payload), 1);
+        assert_int_equal(payload, order[i]);
+    }
+    run(f, 3 * N_WORDS);
+}
+
 static void a_scribbled_word_is_reported_and_repaired(void **state)
 {
     struct fixture *f = *state;
@@ -259,6 +282,7 @@ int main(void)
         TEST(the_lap_wraps_at_two_to_the_32),
         TEST(a_low_tail_is_helped_forward),
         TEST(a_scribbled_tail_ends_a_push_in_bounded_time),
+        TEST(a_rewind_fills_the_hole_that_a_high_tail_leaves),
         TEST(a_scribbled_word_is_reported_and_repaired),
         TEST(a_repair_goes_past_every_lap_a_producer_may_hold),
         TEST(attach_refuses_what_is_no_ring),

@@ -10,6 +10,7 @@
  *
  *   producers  n_pushes each; at BEHIND they may try again or give up, at any time
  *   crashes    up to two producers die between any two operations
+ *   rewind     the consumer stores a low tail_hint once or twice, at any time between pops
  *   repair     in one configuration the consumer starts ll_bell_repair() once, at any time
  *
  * In each state, with every other producer stopped there for ever (SIGSTOP is this, too):
@@ -70,11 +71,13 @@ struct state {
     struct producer producer[PRODUCERS_MAX];
     struct operation consumer[LOG_MAX];
     uint8_t n_consumer_log, is_repairing, n_crashes, n_repairs;
-    uint32_t ring_gen;
+    uint8_t n_rewinds, pad[3];
+    uint32_t ring_gen, pad1;
 };
 
 struct search {
-    uint32_t log2_words, n_producers, n_pushes, n_crashes_max, n_repairs_max, start_lap;
+    uint32_t log2_words, n_producers, n_pushes, n_crashes_max, n_repairs_max, n_rewinds_max;
+    uint32_t start_lap;
     uint64_t n_states, n_stuck, n_lost, n_duplicate, n_damaged;
     /* Visited: 128-bit hashes, open addressing. */
     uint64_t (*seen)[2];
@@ -251,6 +254,20 @@ static enum pop step_consumer(const struct search *search, struct state *state)
     return POP_GOT;
 }
 
+/* One store: a single operation. */
+static void rewind_tail(const struct search *search, struct state *state)
+{
+    struct ll_bell_reader reader = {.bell = {&ring.head, search->log2_words}, .head = state->head};
+    struct operation one[1];
+
+    load_ring(search, state);
+    step_log = one;
+    step_n = step_at = 0;
+    step_max = 1;
+    ll_bell_rewind(&reader);
+    save_ring(search, state);
+}
+
 /* ---- what must hold in every state */
 
 /* Runs the consumer to EMPTY; false: what came was wrong. */
@@ -373,6 +390,12 @@ static void expand(struct search *search, const struct state *state)
     default:
         visit(search, &next);
     }
+    if (state->n_consumer_log == 0 && state->n_rewinds < search->n_rewinds_max) {
+        next = *state;
+        next.n_rewinds++;
+        rewind_tail(search, &next);
+        visit(search, &next);
+    }
     if (state->n_consumer_log == 0 && state->n_repairs < search->n_repairs_max) {
         next = *state;
         next.n_repairs++;
@@ -407,24 +430,27 @@ static void explore(struct search *search)
     }
     free(search->stack);
     free(search->seen);
-    printf("N %u, P %u x %u pushes, %u crashes, %u repairs, fault %d: %llu states, %llu stuck, "
+    printf("N %u, P %u x %u pushes, %u crashes, %u repairs, %u rewinds, fault %d: %llu states, "
+           "%llu stuck, "
            "%llu lost, %llu duplicate, %llu damaged, %.1f s\n",
            1u << search->log2_words, search->n_producers, search->n_pushes, search->n_crashes_max,
-           search->n_repairs_max, (int)planted, (unsigned long long)search->n_states,
-           (unsigned long long)search->n_stuck, (unsigned long long)search->n_lost,
-           (unsigned long long)search->n_duplicate, (unsigned long long)search->n_damaged,
-           (double)(ll_now_ns() - start_ns) / 1e9);
+           search->n_repairs_max, search->n_rewinds_max, (int)planted,
+           (unsigned long long)search->n_states, (unsigned long long)search->n_stuck,
+           (unsigned long long)search->n_lost, (unsigned long long)search->n_duplicate,
+           (unsigned long long)search->n_damaged, (double)(ll_now_ns() - start_ns) / 1e9);
 }
 
-#define CASE(words, producers, pushes, crashes, repairs, lap)                                      \
+#define CASE(words, producers, pushes, crashes, repairs, rewinds, lap)                             \
     {                                                                                              \
         .log2_words = (words), .n_producers = (producers), .n_pushes = (pushes),                   \
-        .n_crashes_max = (crashes), .n_repairs_max = (repairs), .start_lap = (lap)                 \
+        .n_crashes_max = (crashes), .n_repairs_max = (repairs), .n_rewinds_max = (rewinds),        \
+        .start_lap = (lap)                                                                         \
     }
+/* log2 words, producers, pushes, crashes, repairs, rewinds, first lap */
 static const struct search cases[] = {
-    CASE(1, 2, 3, 2, 0, UINT32_MAX), CASE(1, 3, 2, 2, 0, UINT32_MAX - 1),
-    CASE(2, 2, 3, 2, 0, UINT32_MAX), CASE(2, 3, 2, 2, 0, 0),
-    CASE(1, 2, 2, 1, 1, UINT32_MAX),
+    CASE(1, 2, 3, 2, 0, 2, UINT32_MAX), CASE(1, 3, 2, 2, 0, 0, UINT32_MAX - 1),
+    CASE(2, 2, 3, 2, 0, 1, UINT32_MAX), CASE(2, 3, 2, 2, 0, 0, 0),
+    CASE(1, 2, 2, 1, 1, 0, UINT32_MAX),
 };
 
 static void no_interleaving_loses_repeats_or_blocks(void **state)
