@@ -23,9 +23,4 @@ int batch_line_read(struct batch_line *out, struct connection *connection, const
                     const char *system);
 void batch_line_free(struct batch_line *line);
 
-/* A JSON array of OpenAI messages and an optional one of tools as token ids; the caller frees
- * *ids. Shared with `llring check`. */
-int batch_encode_messages(struct connection *connection, const json_t *messages,
-                          const json_t *tools, const char *system, uint32_t **ids, uint32_t *n);
-
 #endif
