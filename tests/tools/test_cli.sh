@@ -122,7 +122,7 @@ stop_runtime
 
 echo "-- interrupted, and a runtime killed in mid-answer"
 start_runtime --device fake --fake-step-us 20000
-"$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
+env --default-signal=INT "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
 sleep 0.5
 kill -INT $pid

@@ -110,11 +110,14 @@ static void count_signal(int signal_number)
 void interrupts_catch(void)
 {
     /* No SA_RESTART: a read from the terminal has to come back. */
-    struct sigaction action = {.sa_handler = count_signal};
+    struct sigaction action = {.sa_handler = count_signal}, inherited;
 
     sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    /* A shell that starts us in the background of a script ignores SIGINT for us: Ctrl-C is then
+     * meant for what runs in front. */
+    if (sigaction(SIGINT, NULL, &inherited) != 0 || inherited.sa_handler != SIG_IGN)
+        sigaction(SIGINT, &action, NULL);
 }
 
 int interrupts_count(void)

@@ -31,8 +31,8 @@ int terminal_fail_code(int code, const char *text);
 void terminal_progress(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void terminal_progress_done(void);
 
-/* From here on SIGINT and SIGTERM are counted instead of fatal; a second one without a reset in
- * between ends the program at once. */
+/* From here on SIGINT (unless it came ignored) and SIGTERM are counted instead of fatal; a second
+ * one without a reset in between ends the program at once. */
 void interrupts_catch(void);
 int interrupts_count(void);
 void interrupts_reset(void);
