@@ -44,12 +44,12 @@ run 2 "$llring" check --golden "$golden"
 echo "-- files and runtimes that are not there"
 export LLRING_SOCKET=$scratch/none.sock
 run 1 "$llring" chat --once hello
-says "$err" "$scratch/none.sock" "llring serve MODEL" "--socket"
+says "$err" "$scratch/none.sock" "llring serve" "(or with --socket)"
 equal "$(wc -l <"$err")" 1 "lines of the error"
 for arguments in "complete hello" "bench" "status" "complete --ids 1"; do
     # shellcheck disable=SC2086
     run 1 "$llring" $arguments
-    says "$err" "llring serve MODEL"
+    says "$err" "llring serve"
 done
 unset LLRING_SOCKET
 run 1 "$llring" batch "$scratch/absent.jsonl" "$scratch/results"

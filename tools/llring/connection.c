@@ -31,20 +31,6 @@ static bool is_absent(int code)
     return code == -ENOENT || code == -ECONNREFUSED;
 }
 
-static int fail_to_open(int code)
-{
-    if (is_absent(code))
-        return terminal_fail(
-            "%s. Start the runtime with \"llring serve MODEL\", or name its socket "
-            "with --socket.",
-            ll_error_text());
-    if (code == -EACCES)
-        return terminal_fail("%s. Ask the operator to let this user in: the socket's group may "
-                             "connect.",
-                             ll_error_text());
-    return terminal_fail_code(code, NULL);
-}
-
 int connection_open(struct connection *out, const struct connection_options *options,
                     uint32_t n_slots)
 {
@@ -58,7 +44,8 @@ int connection_open(struct connection *out, const struct connection_options *opt
 
     while ((rc = ll_client_open(&connection.client, &attach)) < 0) {
         if (!is_absent(rc) || ll_now_ns() >= deadline_ns || interrupts_count() > 0)
-            return fail_to_open(rc);
+            return is_absent(rc) ? terminal_fail("%s (or with --socket)", ll_error_text())
+                                 : terminal_fail_code(rc, NULL);
         usleep(WAIT_STEP_US);
     }
     rc = ll_client_info(connection.client, &connection.info);

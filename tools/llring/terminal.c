@@ -56,18 +56,12 @@ int terminal_fail(const char *format, ...)
 
 int terminal_fail_code(int code, const char *text)
 {
-    const char *advice = ll_error_advice(code);
-
     if (text == NULL)
         text = ll_error_text();
-    /* A system error's text already ends in what the system says, and may have no text at all. */
+    /* The library's texts say what to do; its table of advice is for a text that is missing. */
     if (text[0] == '\0')
-        return terminal_fail("%s (%s)", advice, ll_error_name(code));
-    if (code > -1000)
-        return terminal_fail("%s", text);
-    size_t n = strlen(text);
-    bool is_ended = text[n - 1] == '.';
-    return terminal_fail("%s%s %s (%s)", text, is_ended ? "" : ".", advice, ll_error_name(code));
+        text = ll_error_advice(code);
+    return terminal_fail("%s (%s)", text, ll_error_name(code));
 }
 
 static bool is_progress_shown;

@@ -22,8 +22,8 @@ const char *terminal_style(FILE *stream, enum terminal_style style);
 /* "llring: <text>" on standard error; EXIT_FAILED. */
 int terminal_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* The same for a code of the library: what went wrong, then what to do. text NULL:
- * ll_error_text(). */
+/* The same for a code of the library: what went wrong and what to do, with the code's name. text
+ * NULL: ll_error_text(). */
 int terminal_fail_code(int code, const char *text);
 
 /* One status line on standard error, redrawn in place at most ten times a second; nothing when
