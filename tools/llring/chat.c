@@ -159,7 +159,7 @@ static int take_turn(const struct chat_options *o, struct connection *connection
     const struct answer_text *text = &answer.choice[0].text;
     if (o->json) {
         json_t *object = answer_json(&answer);
-        json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+        json_dumpf(object, stdout, JSON_REAL_PRECISION(9));
         json_decref(object);
     }
     if (o->json || text->n > 0 || answer.error == 0)

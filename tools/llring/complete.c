@@ -217,7 +217,7 @@ static int complete(const struct complete_options *o, struct connection *connect
 
     if (o->json) {
         json_t *object = answer_json(&answer);
-        json_dumpf(object, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(9));
+        json_dumpf(object, stdout, JSON_REAL_PRECISION(9));
         putchar('\n');
         json_decref(object);
     } else if (answer.error == 0) {
