@@ -106,6 +106,12 @@ static int start_runtime(struct runtime *out, const char *dtype, char **operands
         int status;
         if (waitpid(out->pid, &status, WNOHANG) == out->pid) {
             out->pid = 0;
+            if (WIFSIGNALED(status))
+                return terminal_fail("llringd did not start: signal %d (%s) ended it",
+                                     WTERMSIG(status), strsignal(WTERMSIG(status)));
+            if (WEXITSTATUS(status) == 127)
+                return terminal_fail("llringd was not found: it belongs beside llring, or into "
+                                     "PATH");
             return terminal_fail("llringd did not start; what it said is above");
         }
         if (interrupts_count() > 0 || ll_now_ns() > deadline_ns)
