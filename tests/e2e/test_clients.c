@@ -237,8 +237,10 @@ static pid_t start_one_that_stalls(struct board *board)
     int n;
     while ((n = ll_client_wait(client, output, 32, 5 * (int64_t)LL_NS_PER_S)) > 0)
         if (output[n - 1].type == LL_OUTPUT_ERROR)
-            _exit(output[n - 1].u.error.code == LL_E_STALLED ? 0 : 1);
-    _exit(1);
+            break;
+    bool is_right = n > 0 && output[n - 1].u.error.code == LL_E_STALLED;
+    ll_client_close(client);
+    _exit(is_right ? 0 : 1);
 }
 
 static pid_t start_one_that_cancels(struct board *board)

@@ -11,19 +11,23 @@ run 0 "$llring" chat --greedy --once "What is the opposite of hot?"
 says "$out" "cold"
 run 0 "$llring" chat --greedy --once "Count from 11 to 14 by 2." --system "Answer briefly." --json
 says "$out" '"text": "11, 13."' '"finish_reason": "stop"'
-printf '%s\n' "What sound does a bee make?" "/clear" "/halp" '"""What is the' 'opposite of hot?"""' \
-    "" "/etc/passwd" "/bye" "What sound does a wolf make?" >"$scratch/talk"
+printf '%s\n' "What sound does a bee make?" "/clear" "/halp" '"""Repeat after me:' 'dog cat mouse"""' \
+    "/clear" '"""What is the opposite of hot?' '"""' "" "/etc/passwd" "/bye" \
+    "What sound does a wolf make?" >"$scratch/talk"
+run 0 "$llring" chat --greedy --once $'Repeat after me:\ndog cat mouse'
+cp "$out" "$scratch/lines"
 "$llring" chat --greedy <"$scratch/talk" >"$out" 2>"$err"
 equal $? 0 "exit code of chat"
 says "$out" "buzz" "forgotten" "did you mean /help" "cold"
+for line in 1 2; do says "$out" "$(sed -n ${line}p "$scratch/lines")"; done
 grep -q howl "$out" && fail "it went on after /bye"
 run 1 "$llring" chat --once "$(printf 'long %.0s' $(seq 20000))"
 says "$err" "LL_E_TOO_LONG"
-echo '[{"type": "function", "function": {"name": "add", "description": "Add two numbers",
+echo '[{"type": "function", "function": {"name": "calculator_add", "description": "Add two numbers",
 "parameters": {"type": "object", "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
 "required": ["a", "b"]}}}]' >"$scratch/tools.json"
 run 0 "$llring" chat --greedy --tools "$scratch/tools.json" --once "Add 4 and 326."
-says "$out" '"name": "add"' '"parameters"'
+says "$out" '"name": "calculator_add"' '"parameters"'
 
 echo "-- complete: a stop string, a seed, samples, logprobs"
 run 0 "$llring" complete --greedy -n 40 "One day, a"
@@ -39,8 +43,11 @@ done
 cmp -s "$scratch/seeded1" "$scratch/seeded2" || fail "the same seed gave another text"
 run 0 "$llring" complete --temperature 1.5 --seed 8 -n 30 "One day"
 cmp -s "$scratch/seeded1" "$out" && fail "another seed gave the same text"
-run 0 "$llring" complete --temperature 1 --seed 7 -n 8 --samples 3 --json "One day"
-equal "$(grep -o '"finish_reason"' "$out" | wc -l)" 3 "samples"
+if "$llring" complete --temperature 1 -n 8 --samples 3 --json "One day" >"$out" 2>"$err"; then
+    equal "$(grep -o '"finish_reason"' "$out" | wc -l)" 3 "samples"
+else
+    says "$err" "n: 3, must be 1 .. 1"
+fi
 run 0 "$llring" complete --greedy -n 3 --logprobs 2 --prompt-logprobs "One day"
 says "$out" "logprob" "top:" "prompt:"
 echo -n "One day, a" | "$llring" complete --greedy -n 40 >"$out" 2>"$err"

@@ -71,10 +71,10 @@ run 2 "$llring" serve "$model" --no-such-option
 
 echo "-- token ids through a fake runtime"
 start_runtime --device fake
-run 0 "$llring" complete --socket "$socket" --ids 5,6,7 --greedy --max-tokens 9 --json
+run 0 "$llring" complete --socket "$socket" --ids 5,6,7 --seed 1 --max-tokens 9 --json
 says "$out" '"finish_reason": "length"' '"prompt_tokens": 3' '"completion_tokens": 9'
 cp "$out" "$scratch/first"
-run 0 "$llring" complete --socket "$socket" --ids "5 6 7" --greedy -n 9
+run 0 "$llring" complete --socket "$socket" --ids "5 6 7" --seed 1 -n 9
 equal "$(wc -w <"$out")" 9 "ids printed"
 equal "$(tr -d '\n ' <"$out")" \
     "$(tr -d '\n ' <"$scratch/first" | sed 's/.*"ids":\[\([^]]*\)\].*/\1/' | tr -d ,)" "the ids"
