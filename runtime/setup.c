@@ -13,8 +13,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#pragma weak ll_chat_format_find
-
 #define FAKE_CONTEXT 8192u
 #define KV_PAGES_MAX (1u << 24)
 
@@ -118,14 +116,14 @@ static int choose_chat_format(struct ll_setup *setup)
     const char *wish = setup->config->chat_template, *format = "";
 
     if (wish[0] != 0 && strcmp(wish, "none") != 0) {
-        if (ll_chat_format_find == NULL || ll_chat_format_find(wish) == LL_CHAT_NONE)
+        if (ll_chat_format_find(wish) == LL_CHAT_NONE)
             return LL_ERR(LL_E_INVAL,
                           "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
                           "(a name, not a file: templates are programs and are not run here)",
                           wish);
         format = wish;
     } else if (wish[0] == 0) {
-        if (setup->checkpoint.chat_format[0] != 0 && ll_chat_format_find != NULL &&
+        if (setup->checkpoint.chat_format[0] != 0 &&
             ll_chat_format_find(setup->checkpoint.chat_format) != LL_CHAT_NONE)
             format = setup->checkpoint.chat_format;
         for (size_t i = 0; i < LL_COUNT(templates) && format[0] == 0; i++)
