@@ -11,12 +11,12 @@ cd / || exit 1
 run 0 env -i "$source_dir/tools/dev/quickstart" --once "What is the capital of France?"
 says "$out" "Paris"
 equal "$(wc -l <"$out")" 1 "lines of the answer"
-run 0 env -i "$source_dir/tools/dev/quickstart"
+run 0 env -i TMPDIR="$scratch" "$source_dir/tools/dev/quickstart"
 says "$out" "> What is the capital of France?" "Paris"
 run 2 "$source_dir/tools/dev/quickstart" --onec x
 run 1 "$source_dir/tools/dev/quickstart" --once x --model "$scratch/none"
 says "$err" "$scratch/none"
-for left in /tmp/llring-quickstart-*; do
+for left in "$scratch"/llring-quickstart-*; do
     [ ! -e "$left" ] || fail "$left is left behind"
 done
 finish
