@@ -140,8 +140,7 @@ void ll_engine_close(struct ll_engine *engine)
     engine->epoll_fd = -1;
 }
 
-/* ---- the control thread
- * ---------------------------------------------------------------------------*/
+/* ---- the control thread -----------------------------------------------------------------------*/
 
 /* Wakes the control thread if anything was mailed since, by whichever module. */
 static void notify_control(struct ll_engine *engine)
@@ -237,8 +236,7 @@ static void go_on_draining(struct ll_engine *engine, uint64_t now_ns)
         engine->is_idle_told = ll_mailbox_send(engine->options.to_control, &mail);
 }
 
-/* ---- figures
- * --------------------------------------------------------------------------------------*/
+/* ---- figures ----------------------------------------------------------------------------------*/
 
 static void beat(struct ll_engine *engine, uint64_t now_ns)
 {
@@ -268,8 +266,7 @@ static uint64_t *predicted(struct ll_engine *engine, const struct ll_plan *plan)
     return &engine->predicted_ns[bucket];
 }
 
-/* ---- the seven calls
- * --------------------------------------------------------------------------------*/
+/* ---- the seven calls --------------------------------------------------------------------------*/
 
 /* G4. */
 static int fail(struct ll_engine *engine, const char *what, int code, const char *text)
@@ -440,8 +437,7 @@ int ll_engine_turn(struct ll_engine *engine)
     return (int)(work + n_seen) + n_rows + n_yields;
 }
 
-/* ---- the loop
- * -------------------------------------------------------------------------------------*/
+/* ---- the loop ---------------------------------------------------------------------------------*/
 
 static bool is_anything_open(const struct ll_engine *engine)
 {

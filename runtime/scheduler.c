@@ -56,8 +56,7 @@ void ll_scheduler_free(struct ll_scheduler *scheduler)
     *scheduler = (struct ll_scheduler){0};
 }
 
-/* ---- ends and preemption
- * ------------------------------------------------------------------------*/
+/* ---- ends and preemption ----------------------------------------------------------------------*/
 
 /* Tokens a sequence can have at most. */
 static uint32_t tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq)
@@ -198,8 +197,7 @@ static bool make_room(struct planning *p, struct ll_seq *seq, uint32_t n)
     return true;
 }
 
-/* ---- rows
- * ---------------------------------------------------------------------------------------*/
+/* ---- rows -------------------------------------------------------------------------------------*/
 
 static bool is_full(const struct planning *p)
 {
@@ -284,8 +282,7 @@ static void run_seq(struct planning *p, struct ll_seq *seq)
     add_row(p, seq, &row);
 }
 
-/* ---- the passes of a plan
- * -----------------------------------------------------------------------*/
+/* ---- the passes of a plan ---------------------------------------------------------------------*/
 
 /* Ends what is due, counts pages that come back when steps in flight are polled. */
 static void look_at_ending_and_running(struct planning *p)
@@ -421,8 +418,7 @@ void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct l
     ll_stat_add(&scheduler->stats->prefill_tokens, out->n_tokens - n_decode);
 }
 
-/* ---- apply
- * --------------------------------------------------------------------------------------*/
+/* ---- apply ------------------------------------------------------------------------------------*/
 
 static bool is_end_id(const struct ll_sampling *sampling, uint32_t id)
 {
@@ -509,8 +505,7 @@ void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
         end_seq(scheduler, &pool->seq[pool->list[LL_SEQ_RUNNING].first], LL_END_FAILED, code);
 }
 
-/* ---- check
- * --------------------------------------------------------------------------------------*/
+/* ---- check ------------------------------------------------------------------------------------*/
 void ll_scheduler_check(const struct ll_scheduler *scheduler)
 {
     const struct ll_seq_pool *pool = scheduler->pool;

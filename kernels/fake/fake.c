@@ -286,8 +286,7 @@ static int fake_seal(struct ll_device *device, uint32_t weights, struct ll_text 
     return 0;
 }
 
-/* ---- submit: check and copy
- * ---------------------------------------------------------------------*/
+/* ---- submit: check and copy -------------------------------------------------------------------*/
 static int fail_sticky(struct ll_device *device, struct ll_text *error, int code,
                        const char *format, ...) __attribute__((format(printf, 4, 5)));
 static int fail_sticky(struct ll_device *device, struct ll_text *error, int code,
@@ -446,8 +445,7 @@ static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
     return ticket;
 }
 
-/* ---- execute
- * ------------------------------------------------------------------------------------*/
+/* ---- execute ----------------------------------------------------------------------------------*/
 static uint32_t *table_of(struct ll_device *device, uint32_t slot)
 {
     return device->table + (size_t)slot * device->options.pages_per_seq;
@@ -664,8 +662,7 @@ static int fake_poll(struct ll_device *device, int64_t ticket, struct ll_result 
     return 1;
 }
 
-/* ---- page copies
- * --------------------------------------------------------------------------------*/
+/* ---- page copies ------------------------------------------------------------------------------*/
 static int64_t fake_copy(struct ll_device *device, const struct ll_copy *list, uint32_t n,
                          struct ll_text *error)
 {

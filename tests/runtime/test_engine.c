@@ -506,8 +506,7 @@ static void an_arrival_waits_for_the_running_step_only(void **state)
     rig_close(&rig);
 }
 
-/* ---- the loop itself, in a thread, on the real clock
- * ---------------------------------------------*/
+/* ---- the loop itself, in a thread, on the real clock ------------------------------------------*/
 
 static uint64_t real_clock(void *context)
 {
