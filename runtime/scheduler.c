@@ -462,7 +462,10 @@ static void apply_row(struct ll_scheduler *s, const struct ll_plan_row *row,
 
     LL_ASSERT(out->slot == seq->device_slot && seq->n_in_flight > 0);
     LL_ASSERT(out->n_tokens <= LL_ROW_TOKENS_MAX);
-    *yield = (struct ll_yield){.seq = row->seq, .n_booked = row->n_booked};
+    /* Field by field: the arrays behind need no clearing, 256 times a step. */
+    yield->seq = row->seq;
+    yield->n_booked = row->n_booked;
+    yield->n_tokens = yield->n_scored = 0;
     seq->n_in_flight--;
     if (seq->state == LL_SEQ_ENDING) { /* it ended while this row was under way */
         if (seq->n_in_flight == 0)
