@@ -430,8 +430,7 @@ static void merging_is_what_its_definition_says(void **state)
 static void heap_steps_are_n_log_n(void **state)
 {
     (void)state;
-    static const char *const units[] = {
-        "a", " ", "ab", "0", "the", "\xe3\x81\x82", "=", "\xf0\x9f\x98\x80"};
+    static const char *const units[] = {"a", "ab", " ", "\xf0\x9f\x98\x80"};
     const struct ll_tokenizer *tokenizer = llama != NULL ? llama : demo;
     const size_t n = 1 << 20; /* log2 n = 20 */
     char *text = malloc(n);
@@ -466,30 +465,20 @@ static void one_class_texts_take_near_linear_time(void **state)
     (void)state;
     static const char *const units[] = {
         "a",
-        "A",
         " ",
         "\n",
-        "\r",
-        "\t",
         " \n",
         "0",
         "!",
-        "'",
         "'s",
-        "a ",
-        " a",
         "  a",
-        "\xc3\xa9",
-        "\xe3\x80\x80",
         "\xe6\x97\xa5",
-        "\xf0\x9f\x98\x80",
+        "\xe3\x80\x80",
         "\x80",
         "\xf0\x9f",
-        "<",
         "<|",
         "<|reserved_special_token_",
         "<|eot_id|>",
-        "\xc2\xa0\n",
     };
     const struct ll_tokenizer *tokenizer = llama != NULL ? llama : demo;
     const size_t n = 1 << 20;
@@ -500,7 +489,7 @@ static void one_class_texts_take_near_linear_time(void **state)
         for (size_t i = 0; i < n; i++)
             text[i] = units[u][i % period];
         double small = 1e9, large = encode_seconds(tokenizer, text, n);
-        for (int i = 0; i < 3; i++) {
+        for (int i = 0; i < 2; i++) {
             double seconds = encode_seconds(tokenizer, text, n / 8);
             small = seconds < small ? seconds : small;
         }
