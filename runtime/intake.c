@@ -53,12 +53,6 @@ static void count_malformed(struct ll_intake *intake, struct ll_attachment *clie
 
 /* ---- a new request ----------------------------------------------------------------------------*/
 
-/* Generations are 24 bits and skip 0 (W3). */
-static uint32_t gen_after(uint32_t gen)
-{
-    return gen == 0xffffffu ? 1 : gen + 1;
-}
-
 /* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. */
 static uint32_t retry_ms(const struct ll_intake *intake)
 {
@@ -193,7 +187,7 @@ static bool look_at_slot(struct ll_intake *intake, struct ll_attachment *client,
     bool is_found = false;
 
     if ((state & 0xffu) == LL_SLOT_SUBMITTED && gen != shadow->gen) {
-        if (gen != gen_after(shadow->gen) || shadow->phase != LL_SHADOW_IDLE) {
+        if (gen != ll_gen_next(shadow->gen) || shadow->phase != LL_SHADOW_IDLE) {
             count_malformed(intake, client, now_ns); /* a skipped gen, or two requests in a slot */
             return false;
         }

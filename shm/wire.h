@@ -162,6 +162,9 @@ struct ll_req_hot {
     uint64_t reserved2[7];
 };
 
+/* The generation after gen (W3); 0 before the first. */
+static inline uint32_t ll_gen_next(uint32_t gen) { return gen >= 0xffffffu ? 1 : gen + 1; }
+
 #define LL_SLOT_FREE      0u
 #define LL_SLOT_SUBMITTED 1u
 

@@ -4,6 +4,7 @@
 #include "tests/harness.h"
 
 #include "ll/client.h"
+#include "shm/bell.h"
 #include "shm/region.h"
 #include "shm/wire.h"
 
@@ -47,6 +48,7 @@ static void a_region_is_zeroed_rounded_and_never_hugetlb(void **state)
         assert_int_equal(((char *)region.base)[i], 0);
     assert_int_equal(fstatfs(region.fd, &fs), 0);
     assert_int_equal(fs.f_type, TMPFS_MAGIC);
+    assert_int_equal(fs.f_bsize, 4096);
     assert_int_equal(fcntl(region.fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
     ll_region_free(&region);
     assert_null(region.base);
@@ -119,6 +121,138 @@ static void a_child_does_not_inherit_a_mapping(void **state)
     int status;
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_int_equal(status, 0);
+    ll_region_free(&region);
+}
+
+/* ---- T10: what a client may try with its descriptors (reliability.md G5; the tenth, passing a
+ * descriptor of its own, is among the messages below) */
+
+/* Each of the writing ways in, refused with EPERM or EACCES. */
+static void assert_no_way_in(int fd, void *mapped)
+{
+    char path[64];
+
+#define REFUSED(call)                                                                              \
+    errno = 0;                                                                                     \
+    assert_true((call) < 0);                                                                       \
+    assert_true(errno == EPERM || errno == EACCES)
+#define NO_MAP(call)                                                                               \
+    errno = 0;                                                                                     \
+    assert_ptr_equal((call), MAP_FAILED);                                                          \
+    assert_true(errno == EPERM || errno == EACCES)
+    REFUSED(ftruncate(fd, BYTES - 4096));
+    REFUSED(ftruncate(fd, 0));
+    REFUSED(ftruncate(fd, BYTES + 4096));
+    REFUSED(fallocate(fd, 0, 0, BYTES + 4096));
+    REFUSED(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096));
+    REFUSED(madvise(mapped, 4096, MADV_REMOVE));
+    NO_MAP(mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    REFUSED(pwrite(fd, "x", 1, 0));
+    REFUSED(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE));
+    void *read_only = mmap(NULL, BYTES, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(read_only, MAP_FAILED);
+    REFUSED(mprotect(read_only, BYTES, PROT_READ | PROT_WRITE));
+    munmap(read_only, BYTES);
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int reopened = open(path, O_RDWR | O_CLOEXEC);
+    if (reopened >= 0) { /* itself allowed */
+        NO_MAP(mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, reopened, 0));
+        REFUSED(pwrite(reopened, "x", 1, 0));
+        REFUSED(ftruncate(reopened, 0));
+        REFUSED(fallocate(reopened, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096));
+        close(reopened);
+    }
+    errno = 0;
+    reopened = open(path, O_RDWR | O_CLOEXEC | O_TRUNC);
+    assert_true(reopened < 0 && (errno == EPERM || errno == EACCES));
+}
+
+/* REQ: the client writes through the mapping it has, and in no other way. */
+static void a_written_region_takes_nothing_but_stores_after_the_seal(void **state)
+{
+    (void)state;
+    struct ll_region region = make(), peer;
+    bool locked;
+
+    assert_int_equal(ll_region_seal_size(&region), 0);
+    assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, true), 0);
+    /* Before the last seal a hole can be punched: that is why populate comes after it. */
+    assert_int_equal(fallocate(peer.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, BYTES), 0);
+    assert_int_equal(ll_region_seal_written(&region), 0);
+    assert_int_equal(ll_region_populate(&region, &locked), 0);
+    memset(region.base, 0x5a, BYTES);
+    assert_no_way_in(peer.fd, peer.base);
+    madvise(peer.base, BYTES, MADV_DONTNEED);
+    madvise(peer.base, BYTES, MADV_PAGEOUT);
+    for (size_t i = 0; i < BYTES; i++)
+        assert_int_equal(((char *)region.base)[i], 0x5a);
+    ((char *)peer.base)[100] = 1;
+    assert_int_equal(((char *)region.base)[100], 1);
+    ll_region_free(&peer);
+    ll_region_free(&region);
+}
+
+/* RSP, INFO, STAT, TOK: sealed before they are sent. */
+static void a_read_region_can_only_be_read(void **state)
+{
+    (void)state;
+    struct ll_region region = make(), peer;
+
+    assert_int_equal(ll_region_seal_written(&region), 0);
+    assert_int_not_equal(ll_region_map(&peer, region.fd, BYTES, true), 0);
+    assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, false), 0);
+    assert_no_way_in(peer.fd, peer.base);
+    errno = 0;
+    assert_int_equal(mprotect(peer.base, BYTES, PROT_READ | PROT_WRITE), -1);
+    assert_int_equal(errno, EACCES);
+    ((char *)region.base)[100] = 42; /* the runtime's mapping goes on */
+    assert_int_equal(((const char *)peer.base)[100], 42);
+    ll_region_free(&peer);
+    ll_region_free(&region);
+}
+
+static void a_client_that_seals_first_is_noticed(void **state)
+{
+    (void)state;
+    static const int first[] = {F_SEAL_SEAL, F_SEAL_SEAL | F_SEAL_FUTURE_WRITE};
+
+    for (size_t i = 0; i < 2; i++) {
+        struct ll_region region = make(), peer;
+        assert_int_equal(ll_region_seal_size(&region), 0);
+        assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, true), 0);
+        assert_int_equal(fcntl(peer.fd, F_ADD_SEALS, first[i]), 0);
+        assert_int_equal(ll_region_seal_written(&region), -EPERM);
+        ll_region_free(&peer);
+        ll_region_free(&region);
+    }
+}
+
+/* BELL: later clients must map it, so it takes no FUTURE_WRITE and a client can punch it. What that
+ * does is a scribble like any other: pop says so or loses a doorbell, never faults. */
+static void a_punched_bell_costs_doorbells_only(void **state)
+{
+    (void)state;
+    struct ll_region region = make(), peer;
+    struct ll_bell bell;
+    struct ll_bell_reader reader;
+    uint32_t payload;
+
+    ll_bell_init(&bell, region.base, 10, 5);
+    ll_bell_reader_init(&reader, &bell);
+    assert_int_equal(ll_region_seal_size_final(&region), 0);
+    assert_int_equal(ll_region_map(&peer, dup(region.fd), BYTES, true), 0);
+    assert_int_equal(ftruncate(peer.fd, 0), -1);
+    assert_int_equal(ftruncate(peer.fd, BYTES * 2), -1);
+    assert_int_equal(fcntl(peer.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), -1);
+    assert_true(ll_bell_push(&bell, 1));
+    assert_int_equal(fallocate(peer.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, BYTES), 0);
+    assert_int_equal(ll_bell_pop(&reader, &payload), LL_E_PROTOCOL);
+    ll_bell_repair(&reader);
+    assert_true(ll_bell_push(&bell, 2));
+    assert_int_equal(ll_bell_pop(&reader, &payload), 1);
+    assert_int_equal(payload, 2);
+    ll_region_free(&peer);
     ll_region_free(&region);
 }
 
@@ -220,6 +354,10 @@ int main(void)
         cmocka_unit_test(a_client_maps_what_was_promised_and_nothing_else),
         cmocka_unit_test(populate_works_for_both_sides),
         cmocka_unit_test(a_child_does_not_inherit_a_mapping),
+        cmocka_unit_test(a_written_region_takes_nothing_but_stores_after_the_seal),
+        cmocka_unit_test(a_read_region_can_only_be_read),
+        cmocka_unit_test(a_client_that_seals_first_is_noticed),
+        cmocka_unit_test(a_punched_bell_costs_doorbells_only),
         cmocka_unit_test(messages_arrive_whole_and_with_their_descriptors),
         cmocka_unit_test(a_message_that_is_not_ours_is_refused),
         cmocka_unit_test(descriptors_nobody_asked_for_do_not_stay),

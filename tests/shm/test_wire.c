@@ -277,6 +277,21 @@ static void every_structure_has_the_bytes_of_the_golden_file(void **state)
     free(text);
 }
 
+static void a_generation_has_24_bits_and_is_never_0(void **state)
+{
+    (void)state;
+    assert_int_equal(ll_gen_next(0), 1);
+    assert_int_equal(ll_gen_next(0xfffffe), 0xffffff);
+    assert_int_equal(ll_gen_next(0xffffff), 1);
+    assert_int_equal(ll_gen_next(UINT32_MAX), 1); /* a scribble stays in range */
+    /* Events carry 16 bits: they tell apart what can be in flight at once in one slot. */
+    for (uint32_t gen = 0xfffff0, i = 0; i < 100; i++, gen = ll_gen_next(gen)) {
+        assert_true(gen > 0 && gen < 1u << 24);
+        assert_int_not_equal((uint16_t)gen, (uint16_t)ll_gen_next(gen));
+        assert_int_equal((gen << 8 | LL_SLOT_SUBMITTED) >> 8, gen);
+    }
+}
+
 /* ---- STAT describes itself: what a reader relies on */
 
 static struct ll_stat_region stat_region;
@@ -361,6 +376,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_structure_has_the_bytes_of_the_golden_file),
+        cmocka_unit_test(a_generation_has_24_bits_and_is_never_0),
         cmocka_unit_test_setup(the_stat_table_names_each_figure_once_and_where_it_is, setup_stat),
         cmocka_unit_test(the_control_threads_figures_share_no_line),
         cmocka_unit_test_setup(a_stat_table_that_points_outside_is_refused, setup_stat),
