@@ -49,6 +49,7 @@ struct ll_bell_reader {
     uint32_t n_repairs;
 };
 
+/* By the ring's maker, before anybody pushes: the head is where tail_hint stands then. */
 void ll_bell_reader_init(struct ll_bell_reader *reader, const struct ll_bell *bell);
 
 /* 1 and *payload: a word; 0: empty; LL_E_PROTOCOL: the word at head is neither EMPTY nor FULL of
