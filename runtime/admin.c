@@ -34,8 +34,7 @@ struct ll_admin {
     struct ll_control_client client[LL_ATTACHMENTS_MAX]; /* scratch */
 };
 
-/* ---- JSON
- * ---------------------------------------------------------------------------------------*/
+/* ---- JSON ------------------------------------------------------------------------------------*/
 
 static void put(struct peer *peer, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -82,8 +81,7 @@ static void put_member(struct peer *peer, const char *name, const char *text)
     put(peer, ",");
 }
 
-/* ---- answers
- * ------------------------------------------------------------------------------------*/
+/* ---- answers ---------------------------------------------------------------------------------*/
 
 static const char *state_name(uint32_t state)
 {
@@ -204,8 +202,7 @@ static void answer(struct ll_admin *admin, struct peer *peer)
     }
 }
 
-/* ---- connections
- * --------------------------------------------------------------------------------*/
+/* ---- connections -----------------------------------------------------------------------------*/
 
 static void drop(struct ll_admin *admin, struct peer *peer)
 {
@@ -306,8 +303,7 @@ static void on_connect(void *context, int fd, uint32_t events)
     }
 }
 
-/* ---- open and close
- * -----------------------------------------------------------------------------*/
+/* ---- open and close --------------------------------------------------------------------------*/
 
 static int bind_socket(struct ll_admin *admin)
 {

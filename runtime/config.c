@@ -139,7 +139,7 @@ const struct ll_option *ll_config_options(size_t *n)
     return options;
 }
 
-/* ---- model names ------------------------------------------------------------------------------*/
+/* ---- model names -----------------------------------------------------------------------------*/
 
 static bool is_directory(const char *path)
 {

@@ -38,8 +38,7 @@ static const struct ll_option *find(const char *name, size_t n_name)
     return NULL;
 }
 
-/* ---- the nearest name
- * ---------------------------------------------------------------------------*/
+/* ---- the nearest name ------------------------------------------------------------------------*/
 
 #define NAME_MAX_BYTES 64
 
@@ -83,8 +82,7 @@ static int refuse_unknown(const char *where, const char *name, size_t n_name)
                   (int)ll_min_u64(n_name, 100), name);
 }
 
-/* ---- one value
- * ----------------------------------------------------------------------------------*/
+/* ---- one value -------------------------------------------------------------------------------*/
 
 static int refuse_number(const char *where, const struct ll_option *option, const char *value)
 {
@@ -230,8 +228,7 @@ static int set(struct ll_config *config, const struct ll_option *option, const c
     return LL_ERR(LL_E_INVAL, "%s: no such kind of option", where);
 }
 
-/* ---- the four sources
- * -----------------------------------------------------------------------------*/
+/* ---- the four sources ------------------------------------------------------------------------*/
 
 static int read_defaults(struct ll_config *config)
 {
@@ -386,8 +383,7 @@ static int read_flags(struct ll_config *config, int argc, char *const *argv)
     return 0;
 }
 
-/* ---- what follows from other values
- * ---------------------------------------------------------------*/
+/* ---- what follows from other values ----------------------------------------------------------*/
 
 static int fill_sockets(struct ll_config *config)
 {

@@ -23,8 +23,7 @@ void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct l
     intake->tokens_waiting_max = UINT64_MAX;
 }
 
-/* ---- client memory: one atomic load a word, then only the copy
- * ----------------------------------*/
+/* ---- client memory: one atomic load a word, then only the copy -------------------------------*/
 
 /* n_bytes is a multiple of 4; from is 4-aligned (the slot and what the gate let pass are). */
 static void copy_words(void *to, const void *from, size_t n_bytes)
@@ -38,7 +37,7 @@ static void copy_words(void *to, const void *from, size_t n_bytes)
         target[i] = atomic_load_explicit(&source[i], memory_order_relaxed);
 }
 
-/* ---- misbehaviour -----------------------------------------------------------------------------*/
+/* ---- misbehaviour ----------------------------------------------------------------------------*/
 
 static void count_malformed(struct ll_intake *intake, struct ll_attachment *client, uint64_t now_ns)
 {
@@ -51,7 +50,7 @@ static void count_malformed(struct ll_intake *intake, struct ll_attachment *clie
         ll_outlet_fence(intake->outlet, client, LL_E_PROTOCOL);
 }
 
-/* ---- a new request ----------------------------------------------------------------------------*/
+/* ---- a new request ---------------------------------------------------------------------------*/
 
 /* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. */
 static uint32_t retry_ms(const struct ll_intake *intake)
@@ -172,7 +171,7 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
     return true;
 }
 
-/* ---- the slot is the truth (N1) ---------------------------------------------------------------*/
+/* ---- the slot is the truth (N1) --------------------------------------------------------------*/
 
 /* Looks at a slot; true: something was found. is_word: a doorbell says so, a scan only asks. */
 static bool look_at_slot(struct ll_intake *intake, struct ll_attachment *client, uint32_t index,
@@ -215,8 +214,7 @@ static bool look_at_slot(struct ll_intake *intake, struct ll_attachment *client,
     return is_found;
 }
 
-/* ---- doorbells
- * ----------------------------------------------------------------------------------*/
+/* ---- doorbells -------------------------------------------------------------------------------*/
 
 static void take_word(struct ll_intake *intake, const struct ll_domain *domain, uint32_t word,
                       uint64_t now_ns)
@@ -273,8 +271,7 @@ static uint32_t poll_bell(struct ll_intake *intake, struct ll_domain *domain, ui
     return n;
 }
 
-/* ---- sweeps
- * -------------------------------------------------------------------------------------*/
+/* ---- sweeps ----------------------------------------------------------------------------------*/
 
 /* All slots of a client. What is counted here need not come by doorbell any more. */
 static uint32_t scan_client(struct ll_intake *intake, struct ll_attachment *client,
@@ -342,8 +339,7 @@ static uint32_t go_on_sweeping(struct ll_intake *intake, uint64_t now_ns)
     return n_found;
 }
 
-/* ---- copying
- * ------------------------------------------------------------------------------------*/
+/* ---- copying ---------------------------------------------------------------------------------*/
 
 /* Copies and checks a piece of the prompt, then the biases; true: the sequence is WAITING or gone.
  * *n_left falls by the bytes copied. */
@@ -403,8 +399,7 @@ static uint32_t copy_prompts(struct ll_intake *intake, uint64_t now_ns)
     return work;
 }
 
-/* ---- a turn
- * -------------------------------------------------------------------------------------*/
+/* ---- a turn ----------------------------------------------------------------------------------*/
 
 uint32_t ll_intake_poll(struct ll_intake *intake, uint64_t now_ns)
 {
@@ -437,8 +432,7 @@ bool ll_intake_is_quiet(const struct ll_intake *intake)
     return true;
 }
 
-/* ---- clients come and go
- * ------------------------------------------------------------------------*/
+/* ---- clients come and go ---------------------------------------------------------------------*/
 
 void ll_intake_attach(struct ll_intake *intake, struct ll_attachment *client)
 {

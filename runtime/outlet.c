@@ -35,7 +35,7 @@ void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client)
     outlet->client[client->id] = NULL;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------*/
+/* ---- writing ---------------------------------------------------------------------------------*/
 
 static void touch(struct ll_outlet *outlet, struct ll_attachment *client)
 {
@@ -92,7 +92,7 @@ void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int
     LL_ASSERT(ll_mailbox_send(outlet->to_control, &mail));
 }
 
-/* ---- credits ----------------------------------------------------------------------------------*/
+/* ---- credits ---------------------------------------------------------------------------------*/
 
 /* Room in the client's ring that nobody has been promised; negative: none, or the client lies. */
 static int64_t free_credits(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t wanted)
@@ -181,7 +181,7 @@ void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t eve
     outlet->client[seq->client]->credits_reserved -= events;
 }
 
-/* ---- phases -----------------------------------------------------------------------------------*/
+/* ---- phases ----------------------------------------------------------------------------------*/
 
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
                      uint64_t now_ns)
@@ -221,7 +221,7 @@ void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, ui
     store_phase(client, slot, gen, LL_PHASE_DONE);
 }
 
-/* ---- what a step yielded ----------------------------------------------------------------------*/
+/* ---- what a step yielded ---------------------------------------------------------------------*/
 
 static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
                          const struct ll_yield *yield, uint64_t now_ns)
@@ -306,7 +306,7 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
     seq->t_last_ns = now_ns;
 }
 
-/* ---- the end ----------------------------------------------------------------------------------*/
+/* ---- the end ---------------------------------------------------------------------------------*/
 
 static uint32_t n_out(const struct ll_seq *seq)
 {

@@ -44,8 +44,7 @@ struct server {
     bool has_step_thread;
 };
 
-/* ---- the process
- * --------------------------------------------------------------------------------*/
+/* ---- the process -----------------------------------------------------------------------------*/
 
 /* V2: prompts lie in this memory; and nobody but root may trace it. */
 static void hide_memory(void)
@@ -66,8 +65,7 @@ static void end_phase(struct server *server, const char *name)
     server->phase_ns = now_ns;
 }
 
-/* ---- regions
- * ------------------------------------------------------------------------------------*/
+/* ---- regions ---------------------------------------------------------------------------------*/
 
 static int make_region(struct ll_region *out, const char *name, size_t n_bytes, int numa_node)
 {
@@ -134,8 +132,7 @@ static void fill_info(struct server *server)
     atomic_store_explicit(&info->rt_state, LL_RT_STARTING, memory_order_relaxed);
 }
 
-/* ---- weights and tokenizer
- * ----------------------------------------------------------------------*/
+/* ---- weights and tokenizer -------------------------------------------------------------------*/
 
 /* V3: the signals are blocked; one that waits is taken here, since the loop that would is not yet
  * running. */
@@ -207,8 +204,7 @@ static int finish_tokenizer(struct server *server)
     return ll_tokimage_finish(&server->tokimage, server->setup.topology.numa_node, &server->tok);
 }
 
-/* ---- engine and sockets
- * -------------------------------------------------------------------------*/
+/* ---- engine and sockets ----------------------------------------------------------------------*/
 
 static int make_control(struct server *server)
 {
@@ -317,8 +313,7 @@ static int open_doors(struct server *server)
     return rc < 0 ? rc : ll_control_listen(server->control);
 }
 
-/* ---- start and stop
- * -----------------------------------------------------------------------------*/
+/* ---- start and stop --------------------------------------------------------------------------*/
 
 static void say_ready(const struct server *server)
 {
@@ -421,7 +416,8 @@ int ll_server_run(const struct ll_config *config)
         if (rc == 0)
             ll_info("stopped");
         else
-            ll_error("stopped: %s", rc == -EINTR ? "cut short by a second signal" : ll_err_text());
+            ll_error("stopped: %s", rc == -EINTR ? "cut short by a second signal"
+                                                 : "the device failed, and its clients were told");
     } else if (rc == -ECANCELED) {
         ll_info("stopped while loading");
         rc = 0;
@@ -430,7 +426,8 @@ int ll_server_run(const struct ll_config *config)
         ll_error("%s", ll_err_text());
         stop_step_thread(server);
     }
+    bool is_usage = server->setup.is_usage;
     take_apart(server);
     free(server);
-    return rc == 0 ? 0 : 1;
+    return rc == 0 ? 0 : is_usage ? 2 : 1;
 }

@@ -16,8 +16,14 @@
 #define FAKE_CONTEXT 8192u
 #define KV_PAGES_MAX (1u << 24)
 
-/* ---- the model
- * ----------------------------------------------------------------------------------*/
+/* An error of the command line, for the exit status. */
+static int usage(struct ll_setup *setup, int rc)
+{
+    setup->is_usage = true;
+    return rc;
+}
+
+/* ---- the model -------------------------------------------------------------------------------*/
 
 /* A GPU is there when its device node is: then a failure to use it is an error, not a reason to go
  * on slowly. */
@@ -75,8 +81,8 @@ static int find_model(struct ll_setup *setup)
     const struct ll_config *config = setup->config;
 
     if (config->model[0] == 0)
-        return LL_ERR(LL_E_INVAL, "no model: give a directory, as in \"llringd DIR\" "
-                                  "(see llringd --help)");
+        return usage(setup, LL_ERR(LL_E_INVAL, "no model: give a directory, as in \"llringd DIR\" "
+                                               "(see llringd --help)"));
     int rc = ll_config_find_model(config->model, setup->directory, sizeof(setup->directory));
     if (rc == 0)
         rc = ll_checkpoint_open(&setup->checkpoint, setup->directory);
@@ -117,10 +123,12 @@ static int choose_chat_format(struct ll_setup *setup)
 
     if (wish[0] != 0 && strcmp(wish, "none") != 0) {
         if (ll_chat_format_find(wish) == LL_CHAT_NONE)
-            return LL_ERR(LL_E_INVAL,
-                          "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
-                          "(a name, not a file: templates are programs and are not run here)",
-                          wish);
+            return usage(
+                setup,
+                LL_ERR(LL_E_INVAL,
+                       "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
+                       "(a name, not a file: templates are programs and are not run here)",
+                       wish));
         format = wish;
     } else if (wish[0] == 0) {
         if (setup->checkpoint.chat_format[0] != 0 &&
@@ -143,12 +151,14 @@ static int check_context(struct ll_setup *setup)
     uint32_t wanted = setup->config->max_model_len;
 
     if (wanted > shape->context_max)
-        return LL_ERR(LL_E_INVAL, "--max-model-len: %u is more than the model's %u", wanted,
-                      shape->context_max);
+        return usage(setup, LL_ERR(LL_E_INVAL, "--max-model-len: %u is more than the model's %u",
+                                   wanted, shape->context_max));
     if (wanted != 0)
         shape->context_max = wanted;
     if (shape->context_max < 2)
-        return LL_ERR(LL_E_INVAL, "--max-model-len: a prompt and an output need at least 2 tokens");
+        return usage(
+            setup,
+            LL_ERR(LL_E_INVAL, "--max-model-len: a prompt and an output need at least 2 tokens"));
     for (uint32_t i = 0; i < setup->checkpoint.n_eos; i++)
         if (setup->checkpoint.eos[i] >= shape->n_vocab)
             return LL_ERR(LL_E_INVAL, "the model's end id %u is outside its vocabulary of %u",
@@ -175,7 +185,7 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
     ll_machine_read(&machine);
     rc = ll_topology_find(&setup->topology, &machine, config->cpus, config->threads, config->pin);
     if (rc < 0)
-        return rc;
+        return usage(setup, rc);
     if (config->device == LL_DEVICE_FAKE)
         make_up_model(&setup->checkpoint, config);
     else
@@ -192,8 +202,7 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
     return 0;
 }
 
-/* ---- the device
- * ---------------------------------------------------------------------------------*/
+/* ---- the device ------------------------------------------------------------------------------*/
 
 /* llring-cuda.so beside llringd or in ../lib/llring. */
 static int load_module(struct ll_setup *setup)
@@ -325,10 +334,12 @@ static int choose_sizes(struct ll_setup *setup)
                           ? config->max_num_batched_tokens
                           : (uint32_t)ll_max_u64(is_cpu ? 512 : 2048, o->n_rows_max);
     if (o->n_tokens_max < o->n_rows_max)
-        return LL_ERR(LL_E_INVAL,
-                      "--max-num-batched-tokens (%u) must be at least --max-num-seqs (%u): each "
-                      "running request takes one",
-                      o->n_tokens_max, o->n_rows_max);
+        return usage(
+            setup,
+            LL_ERR(LL_E_INVAL,
+                   "--max-num-batched-tokens (%u) must be at least --max-num-seqs (%u): each "
+                   "running request takes one",
+                   o->n_tokens_max, o->n_rows_max));
     o->pages_per_seq = (uint32_t)ll_div_ceil(shape->context_max, LL_PAGE_TOKENS);
     o->n_pages = config->n_pages;
     o->kv_bytes = config->kv_cache_memory_bytes;

@@ -29,10 +29,11 @@ struct ll_setup {
     struct ll_backend_caps caps;
     const char *dtype_name;
     uint32_t n_prompt_max;
+    bool is_usage; /* the error was one of the options: exit status 2 */
 };
 
 /* Reads the machine and the model; opens no device yet. *setup is zeroed here; free it with
- * _close in any case. LL_E_INVAL: options that do not go together. */
+ * _close in any case. */
 int ll_setup_model(struct ll_setup *setup, const struct ll_config *config);
 /* Opens the device. */
 int ll_setup_device(struct ll_setup *setup);

@@ -27,8 +27,7 @@ struct child_error {
     char text[LL_ERR_TEXT_BYTES];
 };
 
-/* ---- the child
- * ----------------------------------------------------------------------------------*/
+/* ---- the child -------------------------------------------------------------------------------*/
 
 static void limit(int resource, uint64_t value)
 {
@@ -71,8 +70,7 @@ _Noreturn static void run_child(const char *directory, int file, int errors)
     _exit(error.code < 0 ? 1 : 0);
 }
 
-/* ---- the parent
- * ---------------------------------------------------------------------------------*/
+/* ---- the parent ------------------------------------------------------------------------------*/
 
 static void close_both(struct ll_tokimage *job)
 {

@@ -119,7 +119,7 @@ static DESK_UNUSED void desk_close(struct desk *d)
     ll_seq_pool_free(&d->pool);
 }
 
-/* ---- the clients ------------------------------------------------------------------------------*/
+/* ---- the clients -----------------------------------------------------------------------------*/
 
 static DESK_UNUSED void desk_word(struct desk *d, uint32_t i, enum ll_op op, uint32_t slot)
 {
@@ -202,7 +202,7 @@ static DESK_UNUSED void desk_expect_error(struct desk *d, uint32_t i, uint32_t s
                      d->client[i].gen[slot] << 8 | LL_PHASE_DONE);
 }
 
-/* ---- the scheduler ----------------------------------------------------------------------------*/
+/* ---- the scheduler ---------------------------------------------------------------------------*/
 
 static DESK_UNUSED struct ll_seq *desk_seq(struct desk *d, uint32_t i, uint32_t slot)
 {

@@ -328,6 +328,8 @@ static void stale_doubled_and_foreign_words_change_nothing(void **state)
     desk_turn(&desk);
     desk_word(&desk, 0, LL_OP_SUBMIT, 0); /* doubled */
     desk_word(&desk, 0, LL_OP_SUBMIT, 9); /* of a free slot */
+    desk_fill(&desk, 0, 1, 10);
+    desk_publish(&desk, 0, 1); /* there, but announced by a word of another incarnation only */
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 77, 1)));  /* stale */
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 500, 1, 1))); /* nobody */
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 1, 1000)));
