@@ -19,7 +19,7 @@
 #define GAUGES_NS  (10 * LL_NS_PER_MS)  /* what takes a walk over the clients */
 #define REPLAN_NS  (200 * LL_NS_PER_US) /* a reader that frees credits rings no bell */
 #define LEAD_NS    (20 * LL_NS_PER_US)  /* submit a step at least so long before it is needed */
-#define SLEEP_MS   100                  /* G5 */
+#define SLEEP_MS   90                   /* G5, and 10 ms for the kernel to wake us */
 #define NAP_MS     1                    /* sleep while something is open: credits, deadlines */
 #define EVENTS_MAX 64
 
