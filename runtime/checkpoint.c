@@ -140,8 +140,7 @@ static bool is_ignored(const struct ll_checkpoint *checkpoint, const char *name)
     return checkpoint->shape.is_tied && strcmp(name, roles[LL_TENSOR_HEAD].name) == 0;
 }
 
-/* ---- one file
- * -----------------------------------------------------------------------------------*/
+/* ---- one file ---------------------------------------------------------------------------------*/
 
 static int check_dtype(enum ll_dtype *out, const struct ll_safetensors_entry *entry,
                        const char *path)
@@ -251,8 +250,7 @@ static int read_shard(struct ll_checkpoint *out, const char *base, const json_t 
     return rc;
 }
 
-/* ---- shards by index
- * ------------------------------------------------------------------------------*/
+/* ---- shards by index --------------------------------------------------------------------------*/
 
 /* A shard's name must be a plain name in the directory: nothing may lead out of it. */
 static int check_shard_name(const char *where, const char *tensor, const json_t *value)
@@ -344,8 +342,7 @@ static int read_shards(struct ll_checkpoint *out, const char *where, const json_
     return rc;
 }
 
-/* ---- all of them
- * ----------------------------------------------------------------------------------*/
+/* ---- all of them ------------------------------------------------------------------------------*/
 
 static int read_weights(struct ll_checkpoint *out)
 {

@@ -141,8 +141,7 @@ static int make_plan(struct load *load)
     return 0;
 }
 
-/* ---- staging
- * ------------------------------------------------------------------------------------*/
+/* ---- staging ----------------------------------------------------------------------------------*/
 
 static int make_staging(struct load *load)
 {
@@ -206,8 +205,7 @@ static int feed_piece(struct load *load, struct staging *staging, const struct p
     return 0;
 }
 
-/* ---- reading
- * ------------------------------------------------------------------------------------*/
+/* ---- reading ----------------------------------------------------------------------------------*/
 
 /* L3. */
 static int check_unchanged(int fd, const struct ll_checkpoint_file *file)

@@ -354,8 +354,7 @@ static int read_template_file(struct ll_checkpoint *out)
     return 0;
 }
 
-/* ---- all of them
- * --------------------------------------------------------------------------------*/
+/* ---- all of them ------------------------------------------------------------------------------*/
 
 typedef int reader(struct ll_checkpoint *out, const json_t *json, const char *where);
 

@@ -44,8 +44,7 @@ void ll_literal_init_call(struct ll_literal *literal)
     literal->frame[literal->depth++] = 'c';
 }
 
-/* ---- output
- * -------------------------------------------------------------------------------------*/
+/* ---- output -----------------------------------------------------------------------------------*/
 
 static void put(struct ll_literal *literal, const char *text, size_t n_bytes)
 {
@@ -84,8 +83,7 @@ static void put_comma(struct ll_literal *literal)
     literal->has_comma = false;
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------*/
+/* ---- values -----------------------------------------------------------------------------------*/
 
 static enum ll_literal_result value_done(struct ll_literal *literal)
 {
@@ -163,7 +161,6 @@ static bool close_frame(struct ll_literal *literal, char c)
     if (c != wanted)
         return false;
     put_byte(literal, open == '{' || open == 'c' ? '}' : ']');
-    literal->has_comma = false;
     literal->depth--;
     return true;
 }
@@ -221,8 +218,7 @@ static bool is_whole_number(const struct ll_literal *literal)
            literal->number == NUM_FRAC || literal->number == NUM_EXP;
 }
 
-/* ---- strings
- * --------------------------------------------------------------------------------------*/
+/* ---- strings ----------------------------------------------------------------------------------*/
 
 static enum ll_literal_result feed_string(struct ll_literal *literal, char c)
 {
@@ -318,8 +314,7 @@ static enum ll_literal_result feed_hex(struct ll_literal *literal, char c)
     return LL_LITERAL_MORE;
 }
 
-/* ---- the parts of containers
- * ------------------------------------------------------------------------*/
+/* ---- the parts of containers ------------------------------------------------------------------*/
 
 static enum ll_literal_result feed_after(struct ll_literal *literal, char c)
 {

@@ -109,8 +109,7 @@ struct ll_toolcalls {
 
 static void take(struct ll_toolcalls *calls, char c);
 
-/* ---- bytes, events
- * ------------------------------------------------------------------------------*/
+/* ---- bytes, events ----------------------------------------------------------------------------*/
 
 static void append(struct ll_toolcalls *calls, struct bytes *to, const char *text, size_t n_bytes)
 {
@@ -158,8 +157,7 @@ static void emit(struct ll_toolcalls *calls, enum ll_tool_event_type type, const
     calls->events[calls->n_events++] = (struct event){type, call, at, n_bytes};
 }
 
-/* ---- names
- * --------------------------------------------------------------------------------------*/
+/* ---- names ------------------------------------------------------------------------------------*/
 
 static bool is_tool(const struct ll_toolcalls *calls, const char *name, size_t n_bytes)
 {
@@ -192,8 +190,7 @@ static bool put_word(struct ll_toolcalls *calls, const char *text, size_t n_byte
     return true;
 }
 
-/* ---- how candidates end
- * ---------------------------------------------------------------------------*/
+/* ---- how candidates end -----------------------------------------------------------------------*/
 
 static void commit(struct ll_toolcalls *calls)
 {
@@ -274,8 +271,7 @@ static void begin(struct ll_toolcalls *calls, enum form form, enum state state)
     calls->arguments.n = 0;
 }
 
-/* ---- OBJECT
- * -------------------------------------------------------------------------------------*/
+/* ---- OBJECT -----------------------------------------------------------------------------------*/
 
 /* A whole key or name stands in word as JSON text; to text, at most TOOL_NAME_MAX bytes of it. */
 static size_t read_word(const struct ll_toolcalls *calls, char text[TOOL_NAME_MAX + 1])
@@ -400,8 +396,7 @@ static void take_value_end(struct ll_toolcalls *calls, char c)
         fault(calls, c);
 }
 
-/* ---- PYTHON, DOT_CALL
- * -----------------------------------------------------------------------------*/
+/* ---- PYTHON, DOT_CALL -------------------------------------------------------------------------*/
 
 static bool set_called_name(struct ll_toolcalls *calls)
 {
@@ -440,8 +435,7 @@ static void take_arguments(struct ll_toolcalls *calls, char c)
         end_call(calls, ST_AFTER_CALL);
 }
 
-/* ---- TAG
- * ----------------------------------------------------------------------------------------*/
+/* ---- TAG --------------------------------------------------------------------------------------*/
 
 static void take_tag_open(struct ll_toolcalls *calls, char c)
 {
@@ -500,8 +494,7 @@ static void take_tag_close(struct ll_toolcalls *calls, char c)
         end_call(calls, ST_AFTER_CALL);
 }
 
-/* ---- between
- * --------------------------------------------------------------------------------------*/
+/* ---- between ----------------------------------------------------------------------------------*/
 
 static void take_start(struct ll_toolcalls *calls, char c)
 {
@@ -665,8 +658,7 @@ static void take_end(struct ll_toolcalls *calls)
     calls->state = ST_CONTENT;
 }
 
-/* ---- the tools' names
- * -------------------------------------------------------------------------------*/
+/* ---- the tools' names -------------------------------------------------------------------------*/
 
 static int add_name(struct ll_toolcalls *calls, const struct ll_json *json)
 {
@@ -736,8 +728,7 @@ static int read_tools(struct ll_toolcalls *calls, const char *text, size_t n_byt
     return token == LL_JSON_ARRAY_END ? 0 : ll_json_fail(&json, "tools", "expected an object");
 }
 
-/* ---- the public functions
- * -----------------------------------------------------------------------------*/
+/* ---- the public functions ---------------------------------------------------------------------*/
 
 int ll_toolcalls_new(struct ll_toolcalls **out, const struct ll_tokenizer *tokenizer,
                      const char *tools_json, size_t n_tools_json)

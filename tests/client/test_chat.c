@@ -71,7 +71,7 @@ static void assert_refused(const struct ll_chat *chat, int code, const char *nam
         fail_msg("%lld: \"%s\" does not name \"%s\"", (long long)n, ll_error_text(), named);
 }
 
-/* ---- the format's corners -------------------------------------------------------------------*/
+/* ---- the format's corners ---------------------------------------------------------------------*/
 
 static void system_block_is_always_there(void **state)
 {

@@ -279,8 +279,7 @@ static void several_objects_are_several_calls(void **state)
                  "N0[f]A0[{\"a\": \"; \"}]C[; {\"name\": \"g\", \"parameters\": {}}]");
 }
 
-/* ---- what is no call
- * ----------------------------------------------------------------------------*/
+/* ---- what is no call --------------------------------------------------------------------------*/
 
 static void anything_else_is_content_unchanged(void **state)
 {
@@ -308,6 +307,8 @@ static void anything_else_is_content_unchanged(void **state)
         "{\"name\" \"f\"}",
         "{\"parameters\": {\"a\": 01}, \"name\": \"f\"}",
         "{\"parameters\": {\"a\": \"\\ud800\"}, \"name\": \"f\"}",
+        "{\"parameters\": {\"a\": \"\\udc00\"}, \"name\": \"f\"}",
+        "{\"parameters\": {\"a\": \"\\ud800\\u0041\"}, \"name\": \"f\"}",
         "{\"name\": \"f",
         "Use {\"name\": \"f\", \"parameters\": {}} to call.",
         "```json\n{\"name\": \"f\", \"parameters\": {}}\n```",
@@ -396,8 +397,27 @@ static void hostile_sizes_stay_bounded(void **state)
     free(text);
 }
 
-/* ---- random text
- * ----------------------------------------------------------------------------------*/
+/* What is held comes out once it is too much for a call, not only when the message ends. */
+static void candidate_that_holds_too_much_is_let_go(void **state)
+{
+    struct ll_toolcalls *calls;
+    struct ll_toolcalls_event event;
+    uint32_t n_fed = 0;
+
+    (void)state;
+    if (tokenizer == NULL)
+        skip();
+    assert_int_equal(ll_toolcalls_new(&calls, tokenizer, TOOLS, strlen(TOOLS)), 0);
+    do {
+        assert_int_equal(ll_toolcalls_feed(calls, byte_ids[' ']), 0);
+        assert_true(++n_fed <= 65536);
+    } while (ll_toolcalls_next(calls, &event) == 0);
+    assert_int_equal(event.type, LL_TOOL_CONTENT);
+    assert_int_equal(event.n_text, n_fed);
+    ll_toolcalls_free(calls);
+}
+
+/* ---- random text ------------------------------------------------------------------------------*/
 
 /* Arguments of every call that the machine closes are strict JSON objects; every cut gives the
  * same. */
@@ -546,6 +566,7 @@ int main(void)
         cmocka_unit_test(anything_else_is_content_unchanged),
         cmocka_unit_test(call_that_breaks_late_keeps_what_was_said),
         cmocka_unit_test(hostile_sizes_stay_bounded),
+        cmocka_unit_test(candidate_that_holds_too_much_is_let_go),
         cmocka_unit_test(random_mixtures_read_the_same_in_every_cut),
         cmocka_unit_test(literals_come_out_as_strict_json_or_fault),
         cmocka_unit_test(bad_arguments_are_refused),

@@ -86,8 +86,7 @@ static void write_changed_header(const struct maker *maker, const char *from, co
     free(header);
 }
 
-/* ---- good ones
- * ----------------------------------------------------------------------------------*/
+/* ---- good ones --------------------------------------------------------------------------------*/
 
 static void good_directory_lists_every_tensor_and_its_place(void **state)
 {
@@ -357,8 +356,7 @@ static void demo_model_opens(void **state)
     ll_checkpoint_close(&checkpoint);
 }
 
-/* ---- bad configs
- * --------------------------------------------------------------------------------*/
+/* ---- bad configs ------------------------------------------------------------------------------*/
 
 static void bad_config_is_refused_with_its_field(void **state)
 {
@@ -467,8 +465,7 @@ static void quantised_and_oversized_side_files_are_refused(void **state)
     free(big);
 }
 
-/* ---- bad headers
- * ----------------------------------------------------------------------------------*/
+/* ---- bad headers ------------------------------------------------------------------------------*/
 
 static void bad_header_is_refused_with_tensor_and_reason(void **state)
 {
@@ -763,8 +760,7 @@ static void random_damage_never_crashes(void **state)
     free(header);
 }
 
-/* ---- bad indexes
- * ----------------------------------------------------------------------------------*/
+/* ---- bad indexes ------------------------------------------------------------------------------*/
 
 static void write_index(const struct maker *maker, const char *text)
 {
