@@ -24,138 +24,198 @@ enum { TILE_ROWS = 3, TILE_TOKENS = 4, LONE_ROWS = 4, MIX_QUERIES = 4 };
 enum { TILE_ROWS = 1, TILE_TOKENS = 1, LONE_ROWS = 1, MIX_QUERIES = 1 };
 #endif
 
+enum { R_TIMES_M_MAX = TILE_ROWS * TILE_TOKENS > LONE_ROWS ? TILE_ROWS *TILE_TOKENS : LONE_ROWS };
+
 LL_TILE vf load_form(const void *base, size_t at, enum ll_cpu_form form)
 {
     return form == LL_FORM_BF16 ? vf_load_bf16((const uint16_t *)base + at)
                                 : vf_load((const float *)base + at);
 }
 
-/* R rows x M tokens over one block of K. In one pass with all 16 lanes at once, or in LL_PARTS
- * passes with fewer accumulators each: the same sums either way. */
-LL_TILE void dots_tile(float *out, size_t ld_out, const void *w, enum ll_cpu_form form, size_t ld_w,
-                       const float *x, size_t ld_x, uint32_t k16, bool is_first, const int R,
-                       const int M, const bool is_one_pass)
+/* Lanes of part p of the 16 numbers from at on. */
+LL_TILE vf load_lanes(const void *base, size_t at, int p, enum ll_cpu_form form)
 {
-    vf sum[TILE_ROWS * TILE_TOKENS + LONE_ROWS][LL_PARTS];
-    const int n_at_once = is_one_pass ? LL_PARTS : 1;
+    return form == LL_FORM_BF16 ? vf_load_half((const uint16_t *)base + at, p)
+                                : vf_load((const float *)base + at + p * LL_LANES);
+}
+
+LL_TILE void prefetch(const void *base, size_t at, enum ll_cpu_form form)
+{
+    __builtin_prefetch((const char *)base + at * ll_cpu_form_bytes(form), 0, 3);
+}
+
+enum { X_STRIDE = LL_CPU_K_BLOCK + 16 }; /* of packed tokens */
+
+/* Sums of R rows x M tokens over one block of K, still as lanes: part [R][M][LL_PARTS]. All 16
+ * lanes in one pass, or in LL_PARTS passes with fewer accumulators each: the same sums. */
+LL_TILE void sum_tile(vf *part, const void *w, enum ll_cpu_form form, size_t ld_w, const float *x,
+                      uint32_t k16, const int R, const int M)
+{
+    const int n_at_once = M == 1 ? LL_PARTS : 1;
 
     LL_UNROLL
     for (int pass = 0; pass < LL_PARTS; pass += n_at_once) {
+        vf sum[R_TIMES_M_MAX][LL_PARTS];
         LL_UNROLL
         for (int i = 0; i < R * M; i++) {
             LL_UNROLL
             for (int p = 0; p < n_at_once; p++)
-                sum[i][pass + p] = vf_set1(0.0f);
+                sum[i][p] = vf_set1(0.0f);
         }
-        for (uint32_t k = 0; k < k16; k += 16) {
+        for (size_t k = 0; k < k16; k += 16) {
             LL_UNROLL
-            for (int p = pass; p < pass + n_at_once; p++) {
-                vf row[TILE_ROWS + LONE_ROWS];
+            for (int p = 0; p < n_at_once; p++) {
+                vf row[LONE_ROWS];
                 LL_UNROLL
-                for (int r = 0; r < R; r++)
-                    row[r] = load_form(w, (size_t)r * ld_w + k + (size_t)p * LL_LANES, form);
+                for (int r = 0; r < R; r++) {
+                    row[r] = load_lanes(w, (size_t)r * ld_w + k, pass + p, form);
+                    /* The same place of the rows that come next: a tile's rows are too many short
+                     * streams for the processor to guess. */
+                    if (p == 0 && pass == 0)
+                        prefetch(w, ((size_t)r + R) * ld_w + k, form);
+                }
                 LL_UNROLL
                 for (int m = 0; m < M; m++) {
-                    vf token = vf_load(x + (size_t)m * ld_x + k + p * LL_LANES);
+                    vf token = vf_load(x + m * X_STRIDE + k + (pass + p) * LL_LANES);
                     LL_UNROLL
                     for (int r = 0; r < R; r++)
                         sum[r * M + m][p] = vf_fma(row[r], token, sum[r * M + m][p]);
                 }
             }
         }
-    }
-    LL_UNROLL
-    for (int r = 0; r < R; r++) {
         LL_UNROLL
-        for (int m = 0; m < M; m++) {
-            float *to = out + (size_t)m * ld_out + r;
-            float s = vf_sum16(sum[r * M + m]);
-            *to = is_first ? s : *to + s;
+        for (int i = 0; i < R * M; i++) {
+            LL_UNROLL
+            for (int p = 0; p < n_at_once; p++)
+                part[i * LL_PARTS + pass + p] = sum[i][p];
         }
     }
 }
 
+/* One function a tile, none inlined into another: each gets the registers to itself. */
+typedef void sum_fn(vf *part, const void *w, size_t ld_w, const float *x, uint32_t k16);
+
+#define SUM_FN(NAME, FORM, R, M)                                                                   \
+    static __attribute__((noinline)) void NAME(vf *part, const void *w, size_t ld_w,               \
+                                               const float *x, uint32_t k16)                       \
+    {                                                                                              \
+        sum_tile(part, w, FORM, ld_w, x, k16, R, M);                                               \
+    }
+/* For M tokens: a tile of rows, and a single row for what is left over. */
+#define SUM_FNS(M, ROWS)                                                                           \
+    SUM_FN(bf16_tile_##M, LL_FORM_BF16, ROWS, M)                                                   \
+    SUM_FN(bf16_row_##M, LL_FORM_BF16, 1, M)                                                       \
+    SUM_FN(f32_tile_##M, LL_FORM_F32, ROWS, M)                                                     \
+    SUM_FN(f32_row_##M, LL_FORM_F32, 1, M)
+#define SUM_ENTRY(M)                                                                               \
+    {                                                                                              \
+        {bf16_tile_##M, bf16_row_##M},                                                             \
+        {                                                                                          \
+            f32_tile_##M, f32_row_##M                                                              \
+        }                                                                                          \
+    }
+
+SUM_FNS(1, LONE_ROWS)
+#if defined(__AVX2__)
+SUM_FNS(2, TILE_ROWS)
+SUM_FNS(3, TILE_ROWS)
+SUM_FNS(4, TILE_ROWS)
+#endif
+#if defined(__AVX512F__)
+SUM_FNS(5, TILE_ROWS)
+SUM_FNS(6, TILE_ROWS)
+#endif
+
+/* [tokens - 1][form][tile or row] */
+static sum_fn *const sum_fns[TILE_TOKENS][2][2] = {
+    SUM_ENTRY(1),
+#if defined(__AVX2__)
+    SUM_ENTRY(2), SUM_ENTRY(3), SUM_ENTRY(4),
+#endif
+#if defined(__AVX512F__)
+    SUM_ENTRY(5), SUM_ENTRY(6),
+#endif
+};
+
 struct block { /* one block of K of a dots call */
     float *out;
-    size_t ld_out, ld_w, ld_x;
+    size_t ld_out, ld_w;
     const char *w;
-    const float *x;
+    enum ll_cpu_form form;
     uint32_t k16;
     bool is_first;
 };
 
-/* n_rows rows and M tokens, M fixed at compile time. */
-LL_TILE void dots_rows(const struct block *b, uint32_t row, uint32_t n_rows, uint32_t token,
-                       enum ll_cpu_form form, const int M)
+static void add_parts(const struct block *b, float *out, uint32_t n_rows, uint32_t n_tokens,
+                      const vf *part)
 {
-    const int R = M == 1 ? LONE_ROWS : TILE_ROWS;
-    const size_t row_bytes = b->ld_w * ll_cpu_form_bytes(form);
-    const float *x = b->x + token * b->ld_x;
-    float *out = b->out + token * b->ld_out;
-    uint32_t end = row + n_rows;
-
-    for (; row + (uint32_t)R <= end; row += (uint32_t)R)
-        dots_tile(out + row, b->ld_out, b->w + row * row_bytes, form, b->ld_w, x, b->ld_x, b->k16,
-                  b->is_first, R, M, M == 1);
-    for (; row < end; row++)
-        dots_tile(out + row, b->ld_out, b->w + row * row_bytes, form, b->ld_w, x, b->ld_x, b->k16,
-                  b->is_first, 1, M, M == 1);
+    for (uint32_t r = 0; r < n_rows; r++) {
+        for (uint32_t m = 0; m < n_tokens; m++, part += LL_PARTS) {
+            float *to = out + m * b->ld_out + r;
+            float sum = vf_sum16(part, b->form == LL_FORM_BF16);
+            *to = b->is_first ? sum : *to + sum;
+        }
+    }
 }
 
-LL_TILE void dots_part(const struct block *b, uint32_t row, uint32_t n_rows, uint32_t token,
-                       uint32_t n_tokens, enum ll_cpu_form form)
+/* Rows from row on x the packed tokens x; out is the first token's. */
+static void dots_rows(const struct block *b, float *out, uint32_t row, uint32_t n_rows,
+                      const float *x, uint32_t n_tokens)
 {
-    switch (n_tokens) {
-    case 1:
-        dots_rows(b, row, n_rows, token, form, 1);
-        break;
-#if defined(__AVX2__)
-    case 2:
-        dots_rows(b, row, n_rows, token, form, 2);
-        break;
-    case 3:
-        dots_rows(b, row, n_rows, token, form, 3);
-        break;
-    case 4:
-        dots_rows(b, row, n_rows, token, form, 4);
-        break;
-#endif
-#if defined(__AVX512F__)
-    case 5:
-        dots_rows(b, row, n_rows, token, form, 5);
-        break;
-    case 6:
-        dots_rows(b, row, n_rows, token, form, 6);
-        break;
-#endif
-    default:
-        break;
+    const uint32_t n_tile = n_tokens == 1 ? LONE_ROWS : TILE_ROWS, end = row + n_rows;
+    const size_t row_bytes = b->ld_w * ll_cpu_form_bytes(b->form);
+    sum_fn *const *fn = sum_fns[n_tokens - 1][b->form];
+    vf part[R_TIMES_M_MAX * LL_PARTS];
+
+    while (row < end) {
+        uint32_t n = end - row >= n_tile ? n_tile : 1;
+        fn[n == n_tile ? 0 : 1](part, b->w + row * row_bytes, b->ld_w, x, b->k16);
+        add_parts(b, out + row, n, n_tokens, part);
+        row += n;
     }
 }
 
 /* Tokens in groups as even as can be: 5 are 3 and 2, not 4 and 1. */
-LL_TILE void dots_tokens(const struct block *b, uint32_t row, uint32_t n_rows, uint32_t n_tokens,
-                         enum ll_cpu_form form)
+static uint32_t group_size(uint32_t n_tokens)
 {
     uint32_t n_groups = (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
 
-    for (uint32_t g = 0, token = 0; g < n_groups; g++) {
-        uint32_t n = (n_tokens - token + (n_groups - g) - 1) / (n_groups - g);
-        dots_part(b, row, n_rows, token, n, form);
-        token += n;
-    }
+    return (n_tokens + n_groups - 1) / n_groups;
 }
 
-LL_TILE void dots_form(struct block *b, uint32_t n_rows, uint32_t n_tokens, enum ll_cpu_form form)
+/* A block of K of n tokens, in the order of the weights' lanes and at a stride that is no power
+ * of two, so that a tile's tokens do not fight for the same places of the cache. */
+static void pack_tokens(float *to, const float *x, size_t ld_x, uint32_t n, uint32_t k16,
+                        enum ll_cpu_form form)
 {
-    if (n_tokens > 1 &&
-        n_tokens <= LL_CPU_FEW_TOKENS) { /* a few rows in L1, every token past them */
-        for (uint32_t row = 0; row < n_rows; row += TILE_ROWS) {
-            uint32_t n = n_rows - row < TILE_ROWS ? n_rows - row : TILE_ROWS;
-            dots_tokens(b, row, n, n_tokens, form);
+    for (uint32_t m = 0; m < n; m++)
+        for (uint32_t k = 0; k < k16; k += 16)
+            vf_pack(to + m * X_STRIDE + k, x + m * ld_x + k, form == LL_FORM_BF16);
+}
+
+static void dots_block(const struct block *b, uint32_t n_rows, const float *x, size_t ld_x,
+                       uint32_t n_tokens)
+{
+    _Alignas(64) float packed[LL_CPU_FEW_TOKENS * X_STRIDE];
+    uint32_t n_group = group_size(n_tokens);
+
+    if (n_tokens > LL_CPU_FEW_TOKENS) { /* tokens go round the rows, which come from L2 */
+        for (uint32_t m = 0; m < n_tokens; m += n_group) {
+            uint32_t n = n_tokens - m < n_group ? n_tokens - m : n_group;
+            pack_tokens(packed, x + m * ld_x, ld_x, n, b->k16, b->form);
+            dots_rows(b, b->out + m * b->ld_out, 0, n_rows, packed, n);
         }
-    } else {
-        dots_tokens(b, 0, n_rows, n_tokens, form);
+        return;
+    }
+    /* A tile of rows at a time meets every token: the rows come once, from memory. */
+    uint32_t n_at_once = n_tokens <= n_group ? n_rows : TILE_ROWS;
+    pack_tokens(packed, x, ld_x, n_tokens, b->k16, b->form);
+    for (uint32_t row = 0; row < n_rows; row += n_at_once) {
+        uint32_t n_now = n_rows - row < n_at_once ? n_rows - row : n_at_once;
+        for (uint32_t m = 0; m < n_tokens; m += n_group) {
+            uint32_t n = n_tokens - m < n_group ? n_tokens - m : n_group;
+            dots_rows(b, b->out + m * b->ld_out, row, n_now, packed + m * X_STRIDE, n);
+        }
     }
 }
 
@@ -163,20 +223,16 @@ static void dots(float *out, size_t ld_out, const void *w, enum ll_cpu_form form
                  const float *x, size_t ld_x, uint32_t n_rows, uint32_t n_tokens, uint32_t k16)
 {
     for (uint32_t k = 0; k < k16; k += LL_CPU_K_BLOCK) {
-        struct block b = {
+        const struct block b = {
             .out = out,
             .ld_out = ld_out,
             .ld_w = ld_w,
-            .ld_x = ld_x,
             .w = (const char *)w + k * ll_cpu_form_bytes(form),
-            .x = x + k,
+            .form = form,
             .k16 = k16 - k < LL_CPU_K_BLOCK ? k16 - k : LL_CPU_K_BLOCK,
             .is_first = k == 0,
         };
-        if (form == LL_FORM_BF16)
-            dots_form(&b, n_rows, n_tokens, LL_FORM_BF16);
-        else
-            dots_form(&b, n_rows, n_tokens, LL_FORM_F32);
+        dots_block(&b, n_rows, x + k, ld_x, n_tokens);
     }
 }
 
@@ -223,7 +279,7 @@ static float softmax(float *p, uint32_t n_keys, float scale, float *top, float *
             total[i] = vf_add(total[i], e);
         }
     }
-    *sum = *sum * factor[0] + vf_sum16(total);
+    *sum = *sum * factor[0] + vf_sum16(total, false);
     *top = new_top;
     return factor[0];
 }
@@ -310,7 +366,7 @@ static void rmsnorm(float *out, const float *x, const float *weight, uint32_t n,
             sum[p] = vf_fma(a, a, sum[p]);
         }
     }
-    const vf scale = vf_set1(1.0f / sqrtf(vf_sum16(sum) / (float)n + eps));
+    const vf scale = vf_set1(1.0f / sqrtf(vf_sum16(sum, false) / (float)n + eps));
     for (uint32_t i = 0; i < n16; i += LL_LANES) {
         vf y = round_if(vf_mul(vf_load(x + i), scale), is_bf16);
         vf_store(out + i, round_if(vf_mul(y, vf_load(weight + i)), is_bf16));
@@ -360,7 +416,7 @@ static double exp_sum(float *out, const float *x, float top, float divisor, uint
                 sum[p] = vf_add(sum[p], e);
             }
         }
-        total += (double)vf_sum16(sum);
+        total += (double)vf_sum16(sum, false);
     }
     return total;
 }

@@ -3,9 +3,14 @@
  *
  * Every reduction of this backend is defined on 16 lanes: lane l takes the elements l, l + 16,
  * l + 32, ... in order, each with one fused multiply-add, and the lanes are then added as a fixed
- * tree (l and l + 8, l and l + 4, l and l + 2, l and l + 1). A vector here has LL_LANES of those
- * 16: all of them with AVX-512, half with AVX2 (two passes over the data), all, as an array, in
- * portable C. So no result depends on the width, and tests compare the three bitwise.
+ * tree: first pairs, (l, l + 8) for fp32 and (2l, 2l + 1) for bf16 numbers, then of those eight
+ * sums i and i + 4, i and i + 2, i and i + 1. A vector here has LL_LANES of the 16: all of them
+ * with AVX-512, half with AVX2 (two vectors), all, as an array, in portable C. So no result depends
+ * on the width, and tests compare the three bitwise.
+ *
+ * With AVX2 the two halves are the even and the odd bf16 numbers of 32 bytes, because these widen
+ * with one shift or one mask; what they are multiplied with is put in the same order first
+ * (vf_pack). That is why bf16 pairs are neighbours.
  *
  * This file is included by inner_body.h alone, which inner.c, inner_avx2.c and inner_avx512.c
  * compile with their own flags. */
@@ -15,6 +20,7 @@
 #include "kernels/cpu/numbers.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -89,9 +95,25 @@ static inline __m128 vf_fold4(__m256 x)
 {
     return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
-static inline __m256 vf_fold8(const vf *x)
+static inline __m256 vf_fold8(const vf *x, bool is_pairs)
 {
-    return _mm256_add_ps(_mm512_castps512_ps256(x[0]), _mm512_extractf32x8_ps(x[0], 1));
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+
+    if (!is_pairs)
+        return _mm256_add_ps(_mm512_castps512_ps256(x[0]), _mm512_extractf32x8_ps(x[0], 1));
+    vf pair = _mm512_add_ps(x[0], _mm512_permute_ps(x[0], 0xb1)); /* with its neighbour */
+    return _mm512_castps512_ps256(_mm512_permutexvar_ps(even, pair));
+}
+/* Part 0, the only one, of 16 bf16 numbers. */
+static inline vf vf_load_half(const uint16_t *p, int part)
+{
+    (void)part;
+    return vf_load_bf16(p);
+}
+static inline void vf_pack(float *to, const float *from, bool is_pairs)
+{
+    (void)is_pairs;
+    vf_store(to, vf_load(from));
 }
 
 #elif defined(__AVX2__)
@@ -167,9 +189,33 @@ static inline __m128 vf_fold4(__m256 x)
 {
     return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
-static inline __m256 vf_fold8(const vf *x)
+static inline __m256 vf_fold8(const vf *x, bool is_pairs)
 {
+    (void)is_pairs; /* the halves already lie so: natural or even and odd */
     return _mm256_add_ps(x[0], x[1]);
+}
+/* The even (part 0) or the odd ones of 16 bf16 numbers. */
+static inline vf vf_load_half(const uint16_t *p, int part)
+{
+    __m256i both = _mm256_loadu_si256((const __m256i *)p);
+
+    return _mm256_castsi256_ps(part == 0
+                                   ? _mm256_slli_epi32(both, 16)
+                                   : _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)));
+}
+/* 16 numbers in the order in which vf_load_half() gives its own. */
+static inline void vf_pack(float *to, const float *from, bool is_pairs)
+{
+    vf a = vf_load(from), b = vf_load(from + 8);
+
+    if (is_pairs) {
+        __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+        __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+        a = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+        b = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+    }
+    vf_store(to, a);
+    vf_store(to + 8, b);
 }
 
 #else
@@ -243,28 +289,39 @@ static inline vf vf_round_bf16(vf x)
 {
     LL_EACH_LANE(ll_round_bf16(x.f[l]));
 }
+static inline vf vf_load_half(const uint16_t *p, int part)
+{
+    (void)part;
+    return vf_load_bf16(p);
+}
+static inline void vf_pack(float *to, const float *from, bool is_pairs)
+{
+    (void)is_pairs;
+    vf_store(to, vf_load(from));
+}
 #undef LL_EACH_LANE
 #endif
 
 /* Vectors that make up the 16 lanes. */
 #define LL_PARTS (16 / LL_LANES)
 
-/* The fixed tree over 16 lanes. */
+/* The fixed tree over 16 lanes; is_pairs where bf16 numbers were summed. */
 #if defined(__AVX2__)
-static inline float vf_sum16(const vf *x)
+static inline float vf_sum16(const vf *x, bool is_pairs)
 {
-    __m128 r = vf_fold4(vf_fold8(x));
+    __m128 r = vf_fold4(vf_fold8(x, is_pairs));
 
     r = _mm_add_ps(r, _mm_movehl_ps(r, r));
     return _mm_cvtss_f32(_mm_add_ss(r, _mm_movehdup_ps(r)));
 }
 #else
-static inline float vf_sum16(const vf *x)
+static inline float vf_sum16(const vf *x, bool is_pairs)
 {
+    const float *lane = x[0].f;
     float r[8];
 
     for (int l = 0; l < 8; l++)
-        r[l] = x[0].f[l] + x[0].f[l + 8];
+        r[l] = is_pairs ? lane[2 * l] + lane[2 * l + 1] : lane[l] + lane[l + 8];
     for (int l = 0; l < 4; l++)
         r[l] += r[l + 4];
     return (r[0] + r[2]) + (r[1] + r[3]);
