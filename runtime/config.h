@@ -59,15 +59,19 @@ struct ll_config {
     uint64_t spin_us; /* UINT64_MAX: for ever */
 
     /* clients */
-    char socket[108], admin_socket[108];
+    char socket[101], admin_socket[108]; /* the control socket has a lock file beside it */
     uint32_t isolate;
     uint32_t max_clients, max_clients_per_user, max_slots, max_slots_per_domain;
     uint64_t max_arena_bytes, max_arena_bytes_per_user;
 
     uint32_t log_level;
 
-    /* accepted because commands people have carry them */
+    /* accepted because commands people have carry them; without effect */
     bool wants_prefix_caching;
+    struct {
+        bool chunked_prefill, enforce_eager, trust_remote_code, disable_log_requests;
+        uint32_t block_size, pipeline_parallel_size, scheduling_policy;
+    } accepted;
 
     char fake[512];       /* "key=value,..." for the fake backend */
     uint32_t fake_eos_id; /* UINT32_MAX: none */

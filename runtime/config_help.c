@@ -2,22 +2,86 @@
 /* runtime/config_help.c - the table of options in words. */
 #include "runtime/config.h"
 
-#include <ctype.h>
 #include <string.h>
 
-/* What may stand behind the name. */
-static void print_value(const struct ll_option *option, char *out, size_t n_bytes)
+#define INDENT 30
+#define WIDTH  100
+
+/* What stands behind the name. */
+static const char *placeholder(const struct ll_option *option)
 {
+    switch (option->kind) {
+    case LL_OPTION_BOOL:
+        return "";
+    case LL_OPTION_CHOICE:
+        return " NAME";
+    case LL_OPTION_STRING:
+        return option->unit;
+    case LL_OPTION_BYTES:
+        return " BYTES";
+    default:
+        return " N";
+    }
+}
+
+/* 67108864 as 64M, where it is a whole number of something. */
+static void format_number(const struct ll_option *option, double value, char *out, size_t n_bytes)
+{
+    static const char suffix[] = "TGMK";
+    double size = 1024.0 * 1024 * 1024 * 1024;
+
+    for (int i = 0; i < 4 && option->kind == LL_OPTION_BYTES; i++, size /= 1024)
+        if (value >= size && value / size == (double)(uint64_t)(value / size)) {
+            snprintf(out, n_bytes, "%.0f%c", value / size, suffix[i]);
+            return;
+        }
+    snprintf(out, n_bytes, option->kind == LL_OPTION_FLOAT ? "%.10g" : "%.0f", value);
+}
+
+/* "0 to 1024 tokens; default 5", "a, b or c; default a", "" */
+static void describe_values(const struct ll_option *option, char *out, size_t n_bytes)
+{
+    char low[32], high[32];
+    size_t used = 0;
+
     out[0] = 0;
-    if (option->kind == LL_OPTION_BOOL)
+    if (option->kind == LL_OPTION_STRING || option->kind == LL_OPTION_BOOL)
         return;
-    if (option->choices != NULL)
-        snprintf(out, n_bytes, " %s", option->choices);
-    else if (option->unit != NULL)
-        snprintf(out, n_bytes, " %s%s%s", option->kind == LL_OPTION_STRING ? "" : "N ",
-                 option->unit, "");
-    else
-        snprintf(out, n_bytes, " N");
+    if (option->choices != NULL) {
+        for (const char *c = option->choices; *c != 0 && used + 3 < n_bytes; c++) {
+            out[used++] = *c == '|' ? ',' : *c;
+            if (*c == '|')
+                out[used++] = ' ';
+        }
+        out[used] = 0;
+    } else {
+        format_number(option, option->low, low, sizeof(low));
+        format_number(option, option->high, high, sizeof(high));
+        used = (size_t)snprintf(out, n_bytes, "%s to %s%s%s", low, high,
+                                option->unit != NULL ? " " : "",
+                                option->unit != NULL ? option->unit : "");
+    }
+    if (option->initial != NULL && used < n_bytes)
+        snprintf(out + used, n_bytes - used, "; default %s", option->initial);
+}
+
+/* Words of text from column at on, broken before WIDTH; ends the line. */
+static void print_wrapped(const char *text, int at, FILE *to)
+{
+    bool is_first = true;
+
+    while (*text != 0) {
+        int n = (int)strcspn(text, " ");
+        if (!is_first && at + 1 + n > WIDTH) {
+            fprintf(to, "\n%*s", INDENT, "");
+            at = INDENT;
+            is_first = true;
+        }
+        at += fprintf(to, "%s%.*s", is_first ? "" : " ", n, text);
+        is_first = false;
+        text += n + (text[n] == ' ');
+    }
+    fputc('\n', to);
 }
 
 void ll_config_help(FILE *to)
@@ -29,26 +93,26 @@ void ll_config_help(FILE *to)
     fputs(
         "llringd MODEL [options] - serves a model to the processes of this machine\n\n"
         "Each option can also stand in the environment (--max-model-len is LLRING_MAX_MODEL_LEN)\n"
-        "or in the file of --config. A flag wins over the environment, that over the file.\n"
-        "Exit status: 0 stopped as asked, 1 failure, 2 wrong usage.\n",
+        "or in the file of --config (max-model-len = 4096). A flag wins over the environment,\n"
+        "that over the file. Exit status: 0 stopped as asked, 1 failure, 2 wrong usage.\n",
         to);
     for (size_t i = 0; i < n; i++) {
-        char value[80], head[128];
+        char values[256], text[512];
         if (strcmp(group, list[i].group) != 0) {
             group = list[i].group;
             fprintf(to, "\n%s\n", group);
         }
-        print_value(&list[i], value, sizeof(value));
-        snprintf(head, sizeof(head), "--%s%s%s", list[i].kind == LL_OPTION_BOOL ? "[no-]" : "",
-                 list[i].name, value);
-        fprintf(to, "  %-38s %s", head, list[i].help);
-        if (list[i].kind == LL_OPTION_U32 || list[i].kind == LL_OPTION_U64 ||
-            list[i].kind == LL_OPTION_BYTES || list[i].kind == LL_OPTION_FLOAT)
-            fprintf(to, " (%.10g to %.10g; %s)", list[i].low, list[i].high, list[i].initial);
-        else if (list[i].kind == LL_OPTION_CHOICE ||
-                 (list[i].kind == LL_OPTION_FAKE && list[i].initial != NULL))
-            fprintf(to, " (%s)", list[i].initial);
-        fputc('\n', to);
+        const char *value = placeholder(&list[i]);
+        int at = fprintf(to, "  --%s%s%s%s", list[i].kind == LL_OPTION_BOOL ? "[no-]" : "",
+                         list[i].name, list[i].kind == LL_OPTION_STRING ? " " : "", value);
+        if (at < INDENT)
+            fprintf(to, "%*s", INDENT - at, "");
+        else
+            fprintf(to, "\n%*s", INDENT, "");
+        describe_values(&list[i], values, sizeof(values));
+        snprintf(text, sizeof(text), "%s%s%s%s", list[i].help, values[0] != 0 ? " (" : "", values,
+                 values[0] != 0 ? ")" : "");
+        print_wrapped(text, INDENT, to);
     }
 }
 

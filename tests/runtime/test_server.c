@@ -421,6 +421,38 @@ static void a_failing_device_tells_its_clients_and_exits_1(void **state)
     assert_int_equal(ll_test_runtime_stop(&runtime), 1);
 }
 
+/* From the moment the lock is taken (before anything is loaded) SIGTERM ends it cleanly. */
+static void sigterm_while_it_starts_is_a_clean_end(void **state)
+{
+    (void)state;
+    char directory[] = "/tmp/llring-test-XXXXXX", lock[64], path[64], model[512], command[64];
+
+    snprintf(model, sizeof(model), "%s", ll_test_source("tools/demo-model"));
+    for (uint32_t wait_us = 0; wait_us < 100000; wait_us = wait_us * 2 + 1000) {
+        int status, n_waits = 0;
+        assert_non_null(mkdtemp(directory));
+        snprintf(path, sizeof(path), "%s/s.sock", directory);
+        snprintf(lock, sizeof(lock), "%s/s.sock.lock", directory);
+        pid_t pid = fork();
+        if (pid == 0) {
+            execl(LL_BUILD_DIR "/llringd", "llringd", model, "--device", "cpu", "--socket", path,
+                  "--log-level", "error", NULL);
+            _exit(127);
+        }
+        while (access(lock, F_OK) < 0 && ++n_waits < 10000)
+            usleep(1000);
+        usleep(wait_us);
+        kill(pid, SIGTERM);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), 0);
+        assert_int_equal(access(path, F_OK), -1);
+        snprintf(command, sizeof(command), "rm -rf '%s'", directory);
+        assert_int_equal(system(command), 0);
+        memcpy(directory + strlen(directory) - 6, "XXXXXX", 6);
+    }
+}
+
 /* ---- a real model ----------------------------------------------------------------------------*/
 
 static void the_demo_model_is_served_with_its_tokenizer(void **state)
@@ -490,6 +522,7 @@ int main(void)
         cmocka_unit_test(a_missing_model_exits_1_and_says_what_to_do),
         cmocka_unit_test(two_runtimes_do_not_share_a_socket),
         cmocka_unit_test(a_failing_device_tells_its_clients_and_exits_1),
+        cmocka_unit_test(sigterm_while_it_starts_is_a_clean_end),
         cmocka_unit_test(the_demo_model_is_served_with_its_tokenizer),
         cmocka_unit_test(a_broken_tokenizer_is_refused_by_name),
     };
