@@ -104,9 +104,10 @@ struct symbol {
 
 #define NO_PLACE UINT32_MAX
 
-/* Min-heap of rank << 32 | place, so that of equal ranks the leftmost comes first. Entries whose
- * symbol's rank has changed since are stale and dropped when they come up: a pair only ever grows,
- * so it never gets an old rank back while the old entry still means something else. */
+/* Min-heap of rank << 32 | place, so that of equal ranks the leftmost comes first; four children a
+ * node, since half the levels are half the cache misses. Entries whose symbol's rank has changed
+ * since are stale and dropped when they come up: a pair only ever grows, so it never gets an old
+ * rank back while the old entry still means something else. */
 struct heap {
     uint64_t *entry;
     uint32_t n;
@@ -115,20 +116,21 @@ struct heap {
 
 static void sift_down(struct heap *heap, uint32_t at)
 {
-    uint64_t moving = heap->entry[at];
+    uint64_t *entry = heap->entry, moving = entry[at];
 
     for (;;) {
-        uint32_t child = 2 * at + 1;
-        if (child >= heap->n)
+        uint32_t first = 4 * at + 1, end = first + 4 < heap->n ? first + 4 : heap->n, least = first;
+        if (first >= heap->n)
             break;
-        child += child + 1 < heap->n && heap->entry[child + 1] < heap->entry[child];
+        for (uint32_t i = first + 1; i < end; i++)
+            least = entry[i] < entry[least] ? i : least;
         heap->n_steps++;
-        if (heap->entry[child] >= moving)
+        if (entry[least] >= moving)
             break;
-        heap->entry[at] = heap->entry[child];
-        at = child;
+        entry[at] = entry[least];
+        at = least;
     }
-    heap->entry[at] = moving;
+    entry[at] = moving;
 }
 
 static void heap_push(struct heap *heap, uint32_t rank, uint32_t place)
@@ -136,9 +138,9 @@ static void heap_push(struct heap *heap, uint32_t rank, uint32_t place)
     uint64_t moving = (uint64_t)rank << 32 | place;
     uint32_t at = heap->n++;
 
-    while (at > 0 && heap->entry[(at - 1) / 2] > moving) {
-        heap->entry[at] = heap->entry[(at - 1) / 2];
-        at = (at - 1) / 2;
+    while (at > 0 && heap->entry[(at - 1) / 4] > moving) {
+        heap->entry[at] = heap->entry[(at - 1) / 4];
+        at = (at - 1) / 4;
         heap->n_steps++;
     }
     heap->entry[at] = moving;
@@ -179,7 +181,7 @@ static int64_t merge_long(const struct ll_tokenizer *t, const char *piece, uint3
         if (symbol[i].rank != NO_RANK)
             heap.entry[heap.n++] = (uint64_t)symbol[i].rank << 32 | i;
     }
-    for (uint32_t i = heap.n / 2; i-- > 0;)
+    for (uint32_t i = heap.n / 4 + 1; i-- > 0 && heap.n > 0;)
         sift_down(&heap, i);
 
     while (heap.n > 0) {

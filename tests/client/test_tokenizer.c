@@ -441,8 +441,8 @@ static void heap_steps_are_n_log_n(void **state)
         for (size_t i = 0; i < n; i++)
             text[i] = units[u][i % period];
         assert_true(ll_merge_piece(tokenizer, text, n, &scratch, NULL, 0) > 0);
-        /* A byte enters the heap at most three times, each time through at most 21 levels. */
-        assert_true(scratch.n_steps < 3 * 21 * n);
+        /* A byte enters the heap at most three times, each time through at most 11 levels. */
+        assert_true(scratch.n_steps < 3 * 11 * n);
         assert_true(scratch.n_steps >= n);
         free(scratch.block);
     }
