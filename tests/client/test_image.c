@@ -352,6 +352,122 @@ static void damage(uint64_t *seed, char *bytes, size_t n)
     }
 }
 
+/* One wrong number in each table and in each field of the header that is a limit. */
+static void each_broken_table_is_refused(void **state)
+{
+    (void)state;
+    char *json = small_json();
+    void *image;
+    size_t n_bytes;
+
+    write_file(file, json, strlen(json));
+    assert_int_equal(ll_tokenizer_image_build(file, &image, &n_bytes), 0);
+    for (int fault = 0;; fault++) {
+        char *copy = malloc(n_bytes);
+        memcpy(copy, image, n_bytes);
+        struct ll_image *header = (struct ll_image *)(void *)copy;
+        uint32_t *token = (uint32_t *)(void *)(copy + header->token_at);
+        uint32_t *merged = (uint32_t *)(void *)(copy + header->merged_at);
+        uint64_t *merge = (uint64_t *)(void *)(copy + header->merge_at);
+        struct ll_image_piece *piece = (void *)(copy + header->piece_at);
+        struct ll_image_special *special = (void *)(copy + header->special_at);
+        bool is_last = false;
+
+        switch (fault) {
+        case 0:
+            piece[3].id = header->n_vocab;
+            break;
+        case 1:
+            for (uint32_t i = 0; i < header->n_piece_slots; i++)
+                piece[i].id = 0;
+            break;
+        case 2:
+            merge[0] = header->n_ranks + 1;
+            break;
+        case 3:
+            merge[0] = 1ull << 24; /* no rank */
+            break;
+        case 4:
+            for (uint32_t i = 0; i < header->n_merge_slots; i++)
+                merge[i] = 1;
+            break;
+        case 5:
+            merged[2] = header->n_vocab;
+            break;
+        case 6:
+            token[7] = token[8] + 1;
+            break;
+        case 7:
+            token[header->n_vocab] = header->text_bytes + 1;
+            break;
+        case 8:
+            token[0] = 1;
+            break;
+        case 9:
+            header->token_bytes_max = header->piece_bytes_max = 3; /* <|bos|> is longer */
+            break;
+        case 10:
+            special[1].id = header->n_vocab;
+            break;
+        case 11:
+            special[1].id = special[0].id;
+            break;
+        case 12:
+            special[0].is_special = 2;
+            break;
+        case 13:
+            special[0].id = 299; /* has no text */
+            break;
+        case 14:
+            header->bos = header->n_vocab;
+            break;
+        case 15:
+            header->byte_id[255] = header->n_vocab;
+            break;
+        case 16:
+            header->n_piece_slots--;
+            break;
+        case 17:
+            header->n_merge_slots = 0;
+            break;
+        case 18:
+            header->n_ranks = 1u << 30;
+            break;
+        case 19:
+            header->special_at = UINT64_MAX - 7;
+            break;
+        case 20:
+            header->text_at = n_bytes;
+            break;
+        case 21:
+            header->token_at += 2;
+            break;
+        case 22:
+            header->flags |= 2;
+            break;
+        case 23:
+            header->n_vocab = 0;
+            break;
+        case 24:
+            header->version++;
+            break;
+        default:
+            is_last = true;
+        }
+        int rc = ll_tokenizer_image_check(copy, n_bytes);
+        free(copy);
+        if (is_last) {
+            assert_int_equal(fault, 25);
+            assert_int_equal(rc, 0);
+            break;
+        }
+        if (rc != LL_E_PROTOCOL)
+            fail_msg("fault %d was not seen", fault);
+    }
+    free(image);
+    free(json);
+}
+
 static void damaged_images_never_crash(void **state)
 {
     (void)state;
@@ -461,6 +577,7 @@ int main(void)
         cmocka_unit_test(each_fault_is_named),
         cmocka_unit_test(a_long_token_is_refused),
         cmocka_unit_test(what_is_no_tokenizer_file_is_said),
+        cmocka_unit_test(each_broken_table_is_refused),
         cmocka_unit_test(damaged_images_never_crash),
         cmocka_unit_test(damaged_files_never_crash),
         cmocka_unit_test(an_image_can_lie_anywhere_and_be_shared),
