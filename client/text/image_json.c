@@ -269,10 +269,9 @@ static int read_vocab(const struct file *file, struct span vocab, const struct a
         if (n < 0)
             return (int)n;
         int rc = read_id(file, &json, field, &id);
-        if (rc == 0)
-            rc = ll_source_add(file->source, id, (size_t)n, LL_SOURCE_PIECE, &why);
-        else
+        if (rc < 0)
             return rc;
+        rc = ll_source_add(file->source, id, (size_t)n, LL_SOURCE_PIECE, &why);
         if (rc < 0)
             return rc == LL_E_INVAL ? complain(file, rc, field, at, "id %u: %s", id, why) : rc;
     }
