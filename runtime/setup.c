@@ -4,6 +4,7 @@
 #include "base/bits.h"
 #include "base/err.h"
 #include "base/log.h"
+#include "client/text/chat.h"
 #include "ll/text.h"
 
 #include <dirent.h>
@@ -109,14 +110,6 @@ static void name_model(struct ll_setup *setup)
              (int)sizeof(setup->served_name) - 1, name);
 }
 
-/* The templates that Meta ships and that our formats render byte for byte, by their hash. */
-static const struct {
-    const char *sha256, *format;
-} templates[] = {
-    {"e10ca381b1ccc5cf9db52e371f3b6651576caee0a630b452e2816b2d404d4b65", "llama3.1"},
-    {"5816fce10444e03c2e9ee1ef8a4a1ea61ae7e69e438613f3b17b69d0426223a4", "llama3.2"},
-};
-
 static int choose_chat_format(struct ll_setup *setup)
 {
     const char *wish = setup->config->chat_template, *format = "";
@@ -134,9 +127,9 @@ static int choose_chat_format(struct ll_setup *setup)
         if (setup->checkpoint.chat_format[0] != 0 &&
             ll_chat_format_find(setup->checkpoint.chat_format) != LL_CHAT_NONE)
             format = setup->checkpoint.chat_format;
-        for (size_t i = 0; i < LL_COUNT(templates) && format[0] == 0; i++)
-            if (strcmp(setup->checkpoint.template_sha256, templates[i].sha256) == 0)
-                format = templates[i].format;
+        if (format[0] == 0)
+            format = ll_chat_format_name(
+                ll_chat_format_by_template(setup->checkpoint.template_sha256));
         if (format[0] == 0 && setup->has_checkpoint)
             ll_warn("this model's chat template is not known: chat is refused, completions work; "
                     "--chat-template llama3.1 (or llama3.2) says what it speaks");
