@@ -58,7 +58,7 @@ static void put_string(struct peer *peer, const char *text)
 
     put(peer, "\"");
     while (n > 0) {
-        uint32_t code;
+        uint32_t code = 0;
         int length = ll_utf8_decode(text, n, &code);
         if (length <= 0) {
             length = length < 0 ? -length : (int)n;

@@ -39,7 +39,7 @@ static struct character character_at(const char *text, size_t n, size_t at)
     uint8_t byte = (uint8_t)text[at];
     if (byte < 0x80)
         return (struct character){ll_unicode_class(byte), 1};
-    uint32_t code;
+    uint32_t code = 0;
     int length = ll_utf8_decode(text + at, n - at, &code);
     if (length <= 0)
         return (struct character){INVALID, 1};
