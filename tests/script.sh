@@ -79,8 +79,13 @@ stat() {
     "$llring" status --socket "$socket" --json | sed -n "s/^ *\"$1\": \([0-9]*\),\{0,1\}$/\1/p"
 }
 
-# The ledger of an idle runtime (shm/stat.h): what came in has gone out.
+# The ledger of an idle runtime (shm/stat.h): what came in has gone out. Figures may be a moment
+# old, so it waits for the last of them.
 check_ledger() {
+    for _ in $(seq 50); do
+        [ "$(stat credits_reserved)" != 0 ] || break
+        sleep 0.05
+    done
     local submitted rejected accepted ended=0 name
     submitted=$(stat requests_submitted) rejected=$(stat requests_rejected)
     accepted=$(stat requests_accepted)

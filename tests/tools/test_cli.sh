@@ -120,7 +120,7 @@ equal "$(wc -l <"$scratch/in.jsonl")" 307 "the input is untouched"
 check_ledger
 stop_runtime
 
-echo "-- interrupted, and a runtime killed in mid-answer"
+echo "-- interrupted; a runtime that hangs and one that is killed in mid-answer"
 start_runtime --device fake --fake-step-us 20000
 env --default-signal=INT "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
@@ -129,6 +129,15 @@ kill -INT $pid
 wait $pid
 equal $? 130 "exit code after SIGINT"
 equal "$(stat requests_cancelled)" 1 "cancelled requests"
+"$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
+pid=$!
+sleep 0.5
+kill -STOP "$runtime_pid"
+wait $pid
+equal $? 1 "exit code when the runtime hangs"
+says "$err" "LL_E_TIMEOUT"
+kill -CONT "$runtime_pid"
+run 0 "$llring" complete --socket "$socket" --ids 1,2 -n 2
 "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
 sleep 0.5

@@ -280,6 +280,8 @@ int answer_wait(struct answer *answer, FILE *stream)
         int n = ll_client_wait(client, output, OUTPUTS_A_POLL, 100 * (int64_t)LL_NS_PER_MS);
         if (n < 0 && n != -EINTR) {
             answer_fail(answer, n);
+            /* A runtime that hangs (LL_E_TIMEOUT) may wake up: it shall not go on with this. */
+            ll_client_cancel(client, answer->id);
             break;
         }
         for (int i = 0; i < n; i++)

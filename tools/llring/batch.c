@@ -26,6 +26,7 @@
 #define WINDOW             4096 /* lines; a power of two */
 #define MAX_TOKENS_DEFAULT 256
 #define OUTPUTS_A_POLL     256
+#define HANG_MAX_NS        (60 * LL_NS_PER_S) /* a long batch outlasts a machine that swaps */
 
 struct batch_options {
     struct connection_options connection;
@@ -76,6 +77,7 @@ struct batch {
     uint64_t n_running, n_failed, n_written;
     bool is_input_over, is_lost;
     int lost_code;
+    uint64_t hung_ns; /* since when the runtime shows no sign of life; 0: it does */
 };
 
 static struct entry *entry_at(struct batch *batch, uint64_t i)
@@ -209,8 +211,16 @@ static int take_outputs(struct batch *batch)
     int n = ll_client_wait(batch->connection->client, output, OUTPUTS_A_POLL,
                            20 * (int64_t)LL_NS_PER_MS);
 
-    if (n == -EINTR || n == LL_E_TIMEOUT)
+    uint64_t now_ns = ll_now_ns();
+    if (n == LL_E_TIMEOUT && batch->hung_ns == 0)
+        batch->hung_ns = now_ns;
+    if (n == -EINTR)
         return 0;
+    if (n == LL_E_TIMEOUT && now_ns - batch->hung_ns < HANG_MAX_NS) {
+        usleep(20000); /* it came back at once */
+        return 0;
+    }
+    batch->hung_ns = 0;
     if (n < 0) {
         batch->is_lost = true;
         batch->lost_code = n;
