@@ -53,8 +53,10 @@ says "$out" "logprob" "top:" "prompt:"
 echo -n "One day, a" | "$llring" complete --greedy -n 40 >"$out" 2>"$err"
 cmp -s "$scratch/whole" "$out" || fail "a prompt on standard input gave another text"
 
-echo "-- batch: 1,000 prompts in one call"
-for i in $(seq 1000); do
+n=1000
+[ -z "$is_slow" ] || n=60
+echo "-- batch: $n prompts in one call"
+for i in $(seq $n); do
     case $((i % 3)) in
     0) echo "{\"id\": $i, \"prompt\": \"The number $i\", \"max_tokens\": 4}" ;;
     1) echo "{\"id\": $i, \"max_tokens\": 12, \"temperature\": 0, \"messages\": [{\"role\":
@@ -63,10 +65,10 @@ for i in $(seq 1000); do
     esac
 done >"$scratch/in.jsonl"
 run 0 "$llring" batch "$scratch/in.jsonl" "$scratch/out.jsonl"
-says "$err" "1000 prompts, 0 failed"
-equal "$(sed 's/^{"id":\([0-9]*\),.*/\1/' "$scratch/out.jsonl" | tr '\n' ' ')" "$(seq -s ' ' 1000) " \
+says "$err" "$n prompts, 0 failed"
+equal "$(sed 's/^{"id":\([0-9]*\),.*/\1/' "$scratch/out.jsonl" | tr '\n' ' ')" "$(seq -s ' ' $n) " \
     "order of the results"
-equal "$(grep -c '"text":"dog cat"' "$scratch/out.jsonl")" 334 "right answers"
+equal "$(grep -c '"text":"dog cat"' "$scratch/out.jsonl")" $(((n + 2) / 3)) "right answers"
 check_ledger
 stop_runtime
 finish

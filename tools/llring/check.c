@@ -34,6 +34,7 @@ static const struct tolerance tolerances[] = {
 struct check_options {
     struct connection_options connection;
     const char *golden, *dtype;
+    uint32_t n_cases;
     bool json, verbose;
 };
 
@@ -50,6 +51,11 @@ static const struct option options[] = {
      AT(dtype),
      .argument = "TYPE",
      .help = "type to compute in, as llringd --dtype (default auto)"},
+    {.name = "cases",
+     .kind = OPTION_U32,
+     AT(n_cases),
+     .argument = "N",
+     .help = "only the first N; 0: all"},
     {.name = "verbose",
      .letter = 'v',
      .kind = OPTION_FLAG,
@@ -209,13 +215,13 @@ static int check_all(const struct check_options *o, struct connection *connectio
 {
     struct check_sums sums = {0};
     uint64_t start_ns = ll_now_ns();
-    size_t i;
-    json_t *item;
+    size_t n = json_array_size(golden);
 
-    json_array_foreach((json_t *)(uintptr_t)golden, i, item)
-    {
+    if (o->n_cases > 0 && o->n_cases < n)
+        n = o->n_cases;
+    for (size_t i = 0; i < n; i++) {
         struct check_result result;
-        int rc = check_case(connection, item, &result);
+        int rc = check_case(connection, json_array_get(golden, i), &result);
         if (interrupts_count() > 0)
             return 128 + interrupts_last();
         if (rc < 0) {
@@ -225,7 +231,7 @@ static int check_all(const struct check_options *o, struct connection *connectio
                 return terminal_fail_code(rc, NULL);
         }
         check_add(&sums, &result);
-        terminal_progress("case %zu of %zu", i + 1, json_array_size(golden));
+        terminal_progress("case %zu of %zu", i + 1, n);
         bool is_odd = result.has_failed || !result.is_text_equal || !result.is_prompt_equal ||
                       result.n_tokens_equal != result.n_tokens;
         if (!o->json && (o->verbose || is_odd)) {
