@@ -473,12 +473,10 @@ static void one_class_texts_take_near_linear_time(void **state)
         "'s",
         "  a",
         "\xe6\x97\xa5",
-        "\xe3\x80\x80",
         "\x80",
         "\xf0\x9f",
         "<|",
         "<|reserved_special_token_",
-        "<|eot_id|>",
     };
     const struct ll_tokenizer *tokenizer = llama != NULL ? llama : demo;
     const size_t n = 1 << 20;
@@ -495,8 +493,7 @@ static void one_class_texts_take_near_linear_time(void **state)
         }
         if (large > 40 * small && large > 0.05)
             fail_msg("\"%s\" repeated: 1 MiB takes %.3f s, 128 KiB %.5f s", units[u], large, small);
-        if (period == 1)
-            assert_round_trip(tokenizer, text, n, 0);
+        assert_round_trip(tokenizer, text, n / 8 + 1, 0);
     }
     free(text);
 }
