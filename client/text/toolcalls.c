@@ -22,6 +22,8 @@
  *   C5  Only bytes and special tokens matter, never how they were cut into tokens or feeds. */
 #include "client/text/json.h"
 #include "client/text/literal.h"
+#include "client/text/toolevents.h"
+#include "client/text/toolnames.h"
 #include "ll/text.h"
 
 #include "base/bits.h"
@@ -30,12 +32,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HELD_MAX      65536u
-#define TOOL_NAME_MAX 256u                    /* bytes of a tool's name */
-#define WORD_MAX      (6 * TOOL_NAME_MAX + 2) /* a name as JSON text: each byte may be \u00xx */
-#define TOOLS_MAX     4096u
-
-#define CODE_TOOL "code_interpreter"
+#define HELD_MAX 65536u
+#define WORD_MAX (6 * LL_TOOL_NAME_MAX + 2) /* a name as JSON text: each byte may be \u00xx */
 
 enum form { FORM_OBJECT, FORM_OBJECT_LIST, FORM_PYTHON, FORM_DOT_CALL, FORM_TAG };
 
@@ -64,24 +62,12 @@ enum state {
 
 enum key { KEY_OTHER, KEY_NAME, KEY_ARGUMENTS };
 
-struct bytes {
-    char *at;
-    size_t n, capacity;
-};
-
-struct event {
-    enum ll_tool_event_type type;
-    uint32_t call;
-    size_t at, n; /* in out */
-};
-
 struct ll_toolcalls {
     const struct ll_tokenizer *tokenizer;
     struct ll_decoder *decoder;
     uint32_t python_tag; /* UINT32_MAX: the vocabulary has none */
 
-    struct bytes names; /* of the tools, each with its final NUL */
-    uint32_t n_tools;
+    struct ll_tool_names names;
     bool has_code_tool;
 
     enum state state;
@@ -96,83 +82,37 @@ struct ll_toolcalls {
     struct ll_literal literal;
     char word[WORD_MAX + 1]; /* key or name being read */
     uint32_t n_word;
-    char name[TOOL_NAME_MAX + 1]; /* of the candidate, once it is known to be a tool's */
+    char name[LL_TOOL_NAME_MAX + 1]; /* of the candidate, once it is known to be a tool's */
 
-    struct bytes held;      /* C2, C4 */
-    struct bytes arguments; /* of a candidate whose name has not come yet */
+    struct ll_bytes held;      /* C2, C4 */
+    struct ll_bytes arguments; /* of a candidate whose name has not come yet */
 
-    struct bytes out; /* what the events of this feed point into */
-    struct event *events;
-    size_t n_events, events_max, next_event;
-    int error; /* -ENOMEM: sticky */
+    struct ll_tool_events events; /* of this feed */
+    int error;                    /* -ENOMEM: sticky */
 };
 
 static void take(struct ll_toolcalls *calls, char c);
 
-/* ---- bytes, events ----------------------------------------------------------------------------*/
-
-static void append(struct ll_toolcalls *calls, struct bytes *to, const char *text, size_t n_bytes)
+static void append(struct ll_toolcalls *calls, struct ll_bytes *to, const char *text,
+                   size_t n_bytes)
 {
-    if (to->capacity - to->n < n_bytes) {
-        size_t wanted = ll_pow2_ceil(to->n + n_bytes + 64);
-        char *grown = realloc(to->at, wanted);
-        if (grown == NULL) {
-            calls->error = LL_ERR(-ENOMEM, "no memory for %zu bytes of a tool call", wanted);
-            return;
-        }
-        to->at = grown;
-        to->capacity = wanted;
-    }
-    if (n_bytes > 0)
-        memcpy(to->at + to->n, text, n_bytes);
-    to->n += n_bytes;
+    if (calls->error == 0)
+        calls->error = ll_bytes_append(to, text, n_bytes);
 }
 
 static void emit(struct ll_toolcalls *calls, enum ll_tool_event_type type, const char *text,
                  size_t n_bytes)
 {
     uint32_t call = type == LL_TOOL_CONTENT ? 0 : calls->n_calls - 1;
-    struct event *last = calls->n_events > 0 ? &calls->events[calls->n_events - 1] : NULL;
-    size_t at = calls->out.n;
 
-    if (n_bytes == 0)
-        return;
-    append(calls, &calls->out, text, n_bytes);
-    if (calls->error < 0)
-        return;
-    if (last != NULL && last->type == type && last->call == call) {
-        last->n += n_bytes;
-        return;
-    }
-    if (calls->n_events == calls->events_max) {
-        size_t wanted = calls->events_max == 0 ? 16 : 2 * calls->events_max;
-        struct event *grown = realloc(calls->events, wanted * sizeof(*grown));
-        if (grown == NULL) {
-            calls->error = LL_ERR(-ENOMEM, "no memory for %zu events", wanted);
-            return;
-        }
-        calls->events = grown;
-        calls->events_max = wanted;
-    }
-    calls->events[calls->n_events++] = (struct event){type, call, at, n_bytes};
-}
-
-/* ---- names ------------------------------------------------------------------------------------*/
-
-static bool is_tool(const struct ll_toolcalls *calls, const char *name, size_t n_bytes)
-{
-    const char *at = calls->names.at, *end = at + calls->names.n;
-
-    for (; at < end; at += strlen(at) + 1)
-        if (strlen(at) == n_bytes && memcmp(at, name, n_bytes) == 0)
-            return true;
-    return false;
+    if (calls->error == 0)
+        calls->error = ll_tool_events_add(&calls->events, type, call, text, n_bytes);
 }
 
 /* The candidate's name is this one; false: no tool has it. */
 static bool set_name(struct ll_toolcalls *calls, const char *name, size_t n_bytes)
 {
-    if (n_bytes > TOOL_NAME_MAX || !is_tool(calls, name, n_bytes))
+    if (n_bytes > LL_TOOL_NAME_MAX || !ll_tool_names_has(&calls->names, name, n_bytes))
         return false;
     memcpy(calls->name, name, n_bytes);
     calls->name[n_bytes] = '\0';
@@ -224,7 +164,7 @@ static void put_code(struct ll_toolcalls *calls, const char *text, size_t n_byte
 /* Whatever comes now is content; so is what was held of a candidate, or it is code. */
 static void give_up(struct ll_toolcalls *calls)
 {
-    struct bytes held = calls->held;
+    struct ll_bytes held = calls->held;
 
     calls->held.n = calls->arguments.n = 0;
     calls->is_committed = false;
@@ -235,7 +175,7 @@ static void give_up(struct ll_toolcalls *calls)
         return;
     }
     static const char open[] = "{\"code\": \"";
-    strcpy(calls->name, CODE_TOOL);
+    strcpy(calls->name, LL_TOOL_CODE);
     commit(calls);
     emit(calls, LL_TOOL_ARGUMENTS, open, sizeof(open) - 1);
     put_code(calls, held.at, held.n);
@@ -273,20 +213,21 @@ static void begin(struct ll_toolcalls *calls, enum form form, enum state state)
 
 /* ---- OBJECT -----------------------------------------------------------------------------------*/
 
-/* A whole key or name stands in word as JSON text; to text, at most TOOL_NAME_MAX bytes of it. */
-static size_t read_word(const struct ll_toolcalls *calls, char text[TOOL_NAME_MAX + 1])
+/* A whole key or name stands in word as JSON text; to text, at most LL_TOOL_NAME_MAX bytes of it.
+ */
+static size_t read_word(const struct ll_toolcalls *calls, char text[LL_TOOL_NAME_MAX + 1])
 {
     struct ll_json json;
 
     ll_json_init(&json, calls->word, calls->n_word, 0);
     if (ll_json_next(&json) != LL_JSON_STRING)
         return SIZE_MAX;
-    return ll_json_string(&json, text, TOOL_NAME_MAX);
+    return ll_json_string(&json, text, LL_TOOL_NAME_MAX);
 }
 
 static enum key find_key(const struct ll_toolcalls *calls)
 {
-    char text[TOOL_NAME_MAX + 1];
+    char text[LL_TOOL_NAME_MAX + 1];
     size_t n = read_word(calls, text);
 
     if (!calls->has_name && n == 4 && memcmp(text, "name", 4) == 0)
@@ -348,7 +289,7 @@ static void take_value_start(struct ll_toolcalls *calls, char c)
 
 static bool end_value(struct ll_toolcalls *calls)
 {
-    char text[TOOL_NAME_MAX + 1];
+    char text[LL_TOOL_NAME_MAX + 1];
 
     calls->state = ST_VALUE_END;
     if (calls->key == KEY_ARGUMENTS) {
@@ -357,7 +298,7 @@ static bool end_value(struct ll_toolcalls *calls)
             append(calls, &calls->arguments, "{}", 2); /* no arguments, in another spelling */
     } else if (calls->key == KEY_NAME) {
         size_t n = read_word(calls, text);
-        if (n > TOOL_NAME_MAX || !set_name(calls, text, n))
+        if (n > LL_TOOL_NAME_MAX || !set_name(calls, text, n))
             return false;
     }
     if (calls->has_name && calls->has_arguments && !calls->is_committed)
@@ -658,76 +599,6 @@ static void take_end(struct ll_toolcalls *calls)
     calls->state = ST_CONTENT;
 }
 
-/* ---- the tools' names -------------------------------------------------------------------------*/
-
-static int add_name(struct ll_toolcalls *calls, const struct ll_json *json)
-{
-    char name[TOOL_NAME_MAX + 1];
-    size_t n = ll_json_string(json, name, TOOL_NAME_MAX);
-
-    if (n == 0 || n > TOOL_NAME_MAX || memchr(name, '\0', n) != NULL)
-        return ll_json_fail(json, "tools", "a name must have 1 .. 256 bytes, none of them zero");
-    if (++calls->n_tools > TOOLS_MAX)
-        return ll_json_fail(json, "tools", "more than 4096 tools");
-    name[n] = '\0';
-    append(calls, &calls->names, name, n + 1);
-    calls->has_code_tool |= strcmp(name, CODE_TOOL) == 0;
-    return calls->error;
-}
-
-/* The members of a tool, or of its "function": adds the name found there. */
-static int read_tool(struct ll_toolcalls *calls, struct ll_json *json, uint32_t depth)
-{
-    enum ll_json_token token;
-    int rc = 0;
-
-    while (rc == 0 && (token = ll_json_next(json)) == LL_JSON_KEY) {
-        bool is_function = depth == 0 && ll_json_is(json, "function");
-        /* {"type": "code_interpreter"} has no name of its own. */
-        bool is_type = depth == 0 && ll_json_is(json, "type");
-        bool is_name = ll_json_is(json, "name");
-        if (!is_function && !is_name && !is_type) {
-            ll_json_skip(json, NULL, NULL);
-            continue;
-        }
-        token = ll_json_next(json);
-        if (is_function && token == LL_JSON_OBJECT)
-            rc = read_tool(calls, json, depth + 1);
-        else if (is_type && token == LL_JSON_STRING)
-            rc = ll_json_is(json, CODE_TOOL) ? add_name(calls, json) : 0;
-        else if (is_name && token == LL_JSON_STRING)
-            rc = add_name(calls, json);
-        else
-            rc = ll_json_fail(json, "tools",
-                              is_function ? "function must be an object" : "must be a string");
-    }
-    if (rc == 0 && token != LL_JSON_OBJECT_END)
-        rc = ll_json_fail(json, "tools", NULL);
-    return rc;
-}
-
-static int read_tools(struct ll_toolcalls *calls, const char *text, size_t n_bytes)
-{
-    struct ll_json json;
-    enum ll_json_token token;
-    int rc = ll_json_check(text, n_bytes, 0, LL_JSON_UNIQUE, "tools");
-
-    if (rc < 0)
-        return rc;
-    ll_json_init(&json, text, n_bytes, 0);
-    if (ll_json_next(&json) != LL_JSON_ARRAY)
-        return ll_json_fail(&json, "tools", "expected an array");
-    while ((token = ll_json_next(&json)) == LL_JSON_OBJECT) {
-        uint32_t n_before = calls->n_tools;
-        rc = read_tool(calls, &json, 0);
-        if (rc == 0 && calls->n_tools == n_before)
-            rc = ll_json_fail(&json, "tools", "a tool without a name");
-        if (rc < 0)
-            return rc;
-    }
-    return token == LL_JSON_ARRAY_END ? 0 : ll_json_fail(&json, "tools", "expected an object");
-}
-
 /* ---- the public functions ---------------------------------------------------------------------*/
 
 int ll_toolcalls_new(struct ll_toolcalls **out, const struct ll_tokenizer *tokenizer,
@@ -741,7 +612,8 @@ int ll_toolcalls_new(struct ll_toolcalls **out, const struct ll_tokenizer *token
     calls->tokenizer = tokenizer;
     calls->python_tag = ll_tokenizer_special(tokenizer, tag, sizeof(tag) - 1);
     calls->state = ST_START;
-    int rc = tools_json != NULL ? read_tools(calls, tools_json, n_tools_json) : 0;
+    int rc = tools_json != NULL ? ll_tool_names_read(&calls->names, tools_json, n_tools_json) : 0;
+    calls->has_code_tool = ll_tool_names_has(&calls->names, LL_TOOL_CODE, sizeof(LL_TOOL_CODE) - 1);
     if (rc == 0)
         rc = ll_decoder_new(&calls->decoder, tokenizer, 0);
     if (rc < 0) {
@@ -757,11 +629,10 @@ void ll_toolcalls_free(struct ll_toolcalls *calls)
     if (calls == NULL)
         return;
     ll_decoder_free(calls->decoder);
-    free(calls->names.at);
+    ll_tool_names_free(&calls->names);
+    ll_tool_events_free(&calls->events);
     free(calls->held.at);
     free(calls->arguments.at);
-    free(calls->out.at);
-    free(calls->events);
     free(calls);
 }
 
@@ -779,7 +650,7 @@ int ll_toolcalls_feed(struct ll_toolcalls *calls, uint32_t id)
     const char *text;
     int n;
 
-    calls->out.n = calls->n_events = calls->next_event = 0;
+    ll_tool_events_clear(&calls->events);
     if (calls->error < 0)
         return calls->error;
     if (id >= ll_tokenizer_n_vocab(calls->tokenizer))
@@ -805,7 +676,7 @@ int ll_toolcalls_finish(struct ll_toolcalls *calls)
 {
     const char *text;
 
-    calls->out.n = calls->n_events = calls->next_event = 0;
+    ll_tool_events_clear(&calls->events);
     if (calls->error < 0)
         return calls->error;
     int n = ll_decoder_finish(calls->decoder, &text);
@@ -821,12 +692,5 @@ int ll_toolcalls_next(struct ll_toolcalls *calls, struct ll_toolcalls_event *eve
 {
     if (calls->error < 0)
         return calls->error;
-    if (calls->next_event == calls->n_events)
-        return 0;
-    const struct event *from = &calls->events[calls->next_event++];
-    *event = (struct ll_toolcalls_event){.type = from->type,
-                                         .index = from->call,
-                                         .text = calls->out.at + from->at,
-                                         .n_text = from->n};
-    return 1;
+    return ll_tool_events_next(&calls->events, event);
 }
