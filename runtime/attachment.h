@@ -23,16 +23,19 @@
 
 /* Clients that share one bell: by default those of one uid. */
 struct ll_domain {
+    /* step thread: what a turn looks at lies in one cache line */
+    struct ll_bell_reader bell;
+    uint64_t n_empty;   /* times the bell answered "empty" */
+    uint32_t n_polled;  /* its attachments that intake knows */
+    bool is_swept_only; /* after three repairs the bell is not believed */
+
+    /* control thread */
+    bool is_used;
     uint32_t id;
     uid_t uid;
     uint32_t n_attached;
     uint32_t n_slots; /* over its attachments; bell words >= 2 x the most there can be */
     struct ll_region region;
-    struct ll_bell_reader bell; /* step thread */
-    bool is_swept_only;         /* step thread: after three repairs the bell is not believed */
-    uint32_t n_polled;          /* step thread: its attachments that intake knows */
-    uint64_t n_empty;           /* step thread: times the bell answered "empty" */
-    bool is_used;
 };
 
 /* What the step thread knows of a slot; the truth (shared words only trigger moves). */

@@ -405,9 +405,15 @@ uint32_t ll_intake_poll(struct ll_intake *intake, uint64_t now_ns)
 {
     uint32_t work = 0;
 
-    for (uint32_t i = 0; i < intake->n_domains; i++)
-        if (!intake->domain[i]->is_swept_only)
-            work += poll_bell(intake, intake->domain[i], now_ns);
+    for (uint32_t i = 0; i < intake->n_domains; i++) {
+        struct ll_domain *domain = intake->domain[i];
+        if (domain->is_swept_only)
+            continue;
+        if (ll_bell_is_empty(&domain->bell)) /* mostly, and then without a call */
+            domain->n_empty++;
+        else
+            work += poll_bell(intake, domain, now_ns);
+    }
     start_sweep(intake, now_ns);
     if (intake->sweep_at < intake->n_clients)
         work += go_on_sweeping(intake, now_ns);
