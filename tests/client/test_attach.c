@@ -336,7 +336,7 @@ static void thousands_of_connects_leave_nothing_behind(void **state)
     for (int i = 0; i < 2000; i++) {
         int fd = dial(echo);
         if (i % 3 == 1)
-            say(fd, "", i % 7);
+            say(fd, &hello, (size_t)i % 7);
         else if (i % 3 == 2)
             send(fd, &hello, sizeof(hello), MSG_NOSIGNAL);
         close(fd);
