@@ -178,7 +178,10 @@ static int spin(struct ll_client *client, uint64_t start_ns, uint64_t deadline_n
                 return 0;
             if (now_ns >= end_ns)
                 return 0;
-            if (ll_client_silence_ns(client, now_ns) > LL_CLIENT_HANG_NS)
+            /* Not at once: a caller that tries again must not go round at full speed, and a runtime
+             * that has just been continued gets the time for a heartbeat. */
+            if (now_ns - start_ns > TICK_NS &&
+                ll_client_silence_ns(client, now_ns) > LL_CLIENT_HANG_NS)
                 return say_hung(client, now_ns);
         }
         ll_cpu_relax();
