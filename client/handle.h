@@ -100,6 +100,7 @@ struct ll_client {
     uint32_t n_empty;          /* polls in a row that found nothing */
     _Atomic uint64_t sweep_ns; /* last SWEEP sent */
     uint64_t n_stale;          /* events of generations that are over */
+    uint64_t n_lost_wakes;     /* sleeps that only their timeout ended, with an event there */
 
     /* configuration and copies of what does not change */
     uint64_t spin_ns; /* UINT64_MAX: for ever */

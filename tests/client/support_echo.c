@@ -320,6 +320,8 @@ static void sleep_now(struct echo *echo)
     if (is_quiet(echo)) {
         atomic_fetch_add(&echo->knobs->n_sleeps, 1);
         int n = epoll_wait(echo->epoll_fd, events, 64, 100);
+        if (n == 0 && !is_quiet(echo))
+            atomic_fetch_add(&echo->knobs->n_lost_wakes, 1);
         for (int i = 0; i < n; i++)
             ll_wait_drain(events[i].data.fd);
     }
@@ -333,11 +335,14 @@ static void *run_step(void *context)
 
     while (!echo->is_stopping) {
         uint64_t now_ns = ll_now_ns();
-        uint32_t pause_us = atomic_load(&echo->knobs->pause_us);
+        uint32_t pause_ns = atomic_load(&echo->knobs->pause_ns);
         if (turn(echo, now_ns, &sweep_ns)) {
             busy_ns = now_ns;
-            if (pause_us != 0)
-                usleep(pause_us);
+            if (pause_ns > 100000)
+                usleep(pause_ns / 1000);
+            else /* finer than a timer */
+                while (pause_ns != 0 && ll_now_ns() - now_ns < pause_ns)
+                    ll_cpu_relax();
         } else if (now_ns - busy_ns > 200 * LL_NS_PER_US &&
                    !atomic_load(&echo->knobs->never_sleeps)) {
             sleep_now(echo);

@@ -26,10 +26,10 @@ struct echo_knobs {
     _Atomic bool ignores;      /* nothing is taken from bells or slots */
     _Atomic bool is_heartless; /* no heartbeat any more */
     _Atomic bool never_sleeps;
-    _Atomic uint32_t pause_us; /* between two turns that generate */
+    _Atomic uint32_t pause_ns; /* between two turns that generate */
     /* counted by the step thread */
     _Atomic uint64_t n_attached, n_detached, n_accepted, n_finished, n_cancelled, n_stopped, n_lost,
-        n_sweeps, n_sleeps, n_words;
+        n_sweeps, n_sleeps, n_words, n_lost_wakes;
 };
 
 struct echo;
@@ -62,7 +62,8 @@ void echo_start(struct echo *echo);
 void echo_start_process(struct echo *echo);
 /* SIGTERM to the control thread: the drain begins. */
 void echo_terminate(struct echo *echo);
-/* Terminates unless that was done, joins, checks that nothing is left; the control thread's result or exit status. */
+/* Terminates unless that was done, joins, checks that nothing is left; the control thread's result
+ * or exit status. */
 int echo_stop(struct echo *echo);
 /* Of a process: SIGKILL and wait. */
 void echo_kill(struct echo *echo);

@@ -602,7 +602,7 @@ static void an_event_loop_sleeps_on_the_descriptor(void **state)
     struct ll_output out[16];
     bool is_done = false;
 
-    atomic_store(&echo->knobs->pause_us, 300);
+    atomic_store(&echo->knobs->pause_ns, 300000);
     assert_int_equal(ll_client_submit(client, &request, NULL), 0);
     while (!is_done) {
         int n = ll_client_arm(client);
