@@ -23,7 +23,7 @@ static const struct ll_option options[] = {
     {"Model", "served-model-name", LL_OPTION_STRING, AT(served_model_name), 0, 0, NULL, NULL,
      "NAME", "name shown to clients; default: the model's last path part"},
     {"Model", "load-format", LL_OPTION_CHOICE, AT(load_format), 0, 0, "auto|safetensors|dummy",
-     "auto", NULL, "dummy: random weights, nothing but config.json is read"},
+     "auto", NULL, "dummy: random weights; the files are checked, not read"},
     {"Model", "dtype", LL_OPTION_CHOICE, AT(dtype), 0, 0,
      "auto|float32|bfloat16|float16|half|float", "auto", NULL,
      "of computing; auto: the checkpoint's; float16 computes in bfloat16"},
