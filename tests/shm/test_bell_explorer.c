@@ -446,6 +446,12 @@ static void explore(struct search *search)
         .n_crashes_max = (crashes), .n_repairs_max = (repairs), .n_rewinds_max = (rewinds),        \
         .start_lap = (lap)                                                                         \
     }
+/* A sanitizer makes a state 10 times as dear: there the cases of three producers are left out. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define PRODUCERS_HERE 2u
+#else
+#define PRODUCERS_HERE PRODUCERS_MAX
+#endif
 /* log2 words, producers, pushes, crashes, repairs, rewinds, first lap */
 static const struct search cases[] = {
     CASE(1, 2, 3, 2, 0, 2, UINT32_MAX), CASE(1, 3, 2, 2, 0, 0, UINT32_MAX - 1),
@@ -459,6 +465,8 @@ static void no_interleaving_loses_repeats_or_blocks(void **state)
     planted = NO_FAULT;
     for (size_t i = 0; i < LL_COUNT(cases); i++) {
         struct search search = cases[i];
+        if (search.n_producers > PRODUCERS_HERE)
+            continue;
         explore(&search);
         assert_int_equal(search.n_stuck, 0);
         assert_int_equal(search.n_lost, 0);
@@ -474,6 +482,8 @@ static void helping_past_full_words_only_gets_stuck(void **state)
     planted = NO_HELP_PAST_CONSUMED;
     for (size_t i = 0; i < LL_COUNT(cases); i++) {
         struct search search = cases[i];
+        if (search.n_producers > PRODUCERS_HERE)
+            continue;
         explore(&search);
         assert_true(search.n_stuck > 0);
         assert_int_equal(search.n_lost + search.n_duplicate + search.n_damaged, 0);
@@ -486,6 +496,8 @@ static void helping_past_a_full_ring_leaves_holes(void **state)
     planted = HELP_PAST_A_FULL_RING;
     for (size_t i = 0; i < LL_COUNT(cases); i++) {
         struct search search = cases[i];
+        if (search.n_producers > PRODUCERS_HERE)
+            continue;
         explore(&search);
         assert_true(search.n_lost + search.n_stuck > 0); /* lost, but where a repair comes first */
     }
