@@ -247,33 +247,33 @@ static void make_rings(void)
     ll_event_reader_init(&reader, shared->event, LOG2_EVENTS, &shared->hot.cons_pos, 0);
 }
 
-static void answer_ring(int unused)
+static void answer_ring(int has_clock)
 {
-    (void)unused;
     uint32_t word;
 
     while (!should_stop()) {
         if (ll_bell_pop(&bell_reader, &word) != 1)
             continue;
-        uint64_t seen = tick();
+        uint64_t seen = has_clock ? tick() : 0;
         struct body copy = shared->producer[0].slot[ll_word_slot(word)];
         struct ll_event event = {.type = LL_EV_TOKEN, .u.finish.total_ns = seen};
         event.u.finish.n_out = check(&copy);
         if (ll_event_writer_room(&writer, 1) <= 0)
             continue;
-        event.t_ns = tick();
+        event.t_ns = has_clock ? tick() : 0;
         ll_event_write(&writer, &event);
         ll_wait_fence();
         ll_wait_claim(&shared->hot);
     }
 }
 
-static void measure_ring(void)
+/* Once with clock readings in the runtime, for the parts; once without, for the whole. */
+static void exchange(bool has_clock)
 {
     struct ll_event event;
 
     make_rings();
-    pid_t pid = start(answer_ring, 0, cpu_runtime);
+    pid_t pid = start(answer_ring, has_clock, cpu_runtime);
     uint64_t start_tick = tick(), t0 = start_tick;
     for (uint64_t n = 1; !is_over_at(t0, start_tick); n++) {
         uint32_t at = (uint32_t)(n % N_SLOTS);
@@ -286,13 +286,22 @@ static void measure_ring(void)
         uint64_t t3 = tick();
         if (event.u.finish.n_out != 1)
             atomic_fetch_add(&shared->n_bad, 1);
-        add(&samples[0], event.u.finish.total_ns - t0);
-        add(&samples[1], t3 - event.t_ns);
-        add(&samples[2], t3 - t0);
+        if (has_clock) {
+            add(&samples[0], event.u.finish.total_ns - t0);
+            add(&samples[1], t3 - event.t_ns);
+        } else {
+            add(&samples[2], t3 - t0);
+        }
     }
     stop(pid);
+}
+
+static void measure_ring(void)
+{
+    exchange(true);
     report("submit_to_seen", "submit 256 B -> seen", &samples[0]);
     report("event_to_seen", "event 64 B -> seen", &samples[1]);
+    exchange(false);
     report("round_trip", "round trip, 256 B copied and checked", &samples[2]);
 }
 
@@ -479,25 +488,28 @@ static void measure_polls(void)
 
 /* ---- events in a stream */
 
-static void drain_events(int unused)
+/* n_relax: how long it looks away when there is nothing. */
+static void drain_events(int n_relax)
 {
-    (void)unused;
     struct ll_event event;
     uint64_t n = 0;
 
-    while (!should_stop())
+    while (!should_stop()) {
         while (ll_event_read(&reader, &event))
             if (event.t_ns != n++)
                 atomic_fetch_add(&shared->n_bad, 1);
+        for (int i = 0; i < n_relax; i++)
+            ll_cpu_relax();
+    }
 }
 
-static void measure_events(void)
+static void stream_events(const char *key, const char *what, int n_relax)
 {
     struct ll_event event = {.type = LL_EV_TOKEN};
     uint64_t n = 0;
 
     make_rings();
-    pid_t pid = start(drain_events, 0, cpu_runtime);
+    pid_t pid = start(drain_events, n_relax, cpu_runtime);
     uint64_t start_ns = ll_now_ns();
     while (n % 65536 != 0 || !is_over(start_ns)) {
         if (ll_event_writer_room(&writer, 1) <= 0) {
@@ -510,13 +522,20 @@ static void measure_events(void)
     }
     double ns = (double)(ll_now_ns() - start_ns);
     stop(pid);
-    report_value("event_stream_ns", "an event streamed to another process", ns / (double)n, "ns");
+    report_value(key, what, ns / (double)n, "ns");
+}
+
+static void measure_events(void)
+{
+    struct ll_event event = {.type = LL_EV_TOKEN}, out;
+    uint64_t n = 0, start_ns;
+    double write_ns = 0;
+
+    stream_events("event_stream_spinning_ns", "an event streamed, reader at the writer's heels", 0);
+    stream_events("event_stream_ns", "an event streamed, reader looks each 4 us", 100);
 
     /* The runtime's own share: one process, a step's 256 events, one fence. */
     make_rings();
-    struct ll_event out;
-    double write_ns = 0;
-    n = 0;
     for (start_ns = ll_now_ns(); !is_over(start_ns); n += 256) {
         uint64_t t0 = tick();
         for (uint32_t i = 0; i < 256; i++)
