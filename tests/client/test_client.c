@@ -640,7 +640,7 @@ static void waiting_with_a_timeout_returns_in_time(void **state)
 
 /* ---- lost doorbells ---------------------------------------------------------------------------*/
 
-static void a_doorbell_that_is_lost_costs_a_sweep(void **state)
+ECHO_PEEKS static void a_doorbell_that_is_lost_costs_a_sweep(void **state)
 {
     struct echo *echo = *state;
     struct ll_client *client = echo_open(echo, 0);

@@ -14,7 +14,8 @@ static uint32_t n_script;
 static int32_t gen_shift; /* added to the generation of the script's events */
 
 /* Writes the script for each request, as it stands when the request comes. */
-static void play(struct echo *echo, struct ll_attachment *client, uint32_t slot, uint32_t gen)
+ECHO_PEEKS static void play(struct echo *echo, struct ll_attachment *client, uint32_t slot,
+                            uint32_t gen)
 {
     (void)echo;
     echo_phase(client, slot, gen, LL_PHASE_ACCEPTED);
@@ -252,7 +253,7 @@ static void random_events_never_harm_the_client(void **state)
     }
 }
 
-static void a_forged_reading_position_gets_the_client_fenced(void **state)
+ECHO_PEEKS static void a_forged_reading_position_gets_the_client_fenced(void **state)
 {
     struct echo *echo = *state;
     struct ll_client *client = echo_open(echo, 16);
