@@ -196,9 +196,15 @@ void ll_team_work(struct ll_team *team, uint64_t slice_ns)
 {
     uint64_t end_ns = ll_now_ns() + slice_ns;
 
+    uint32_t n_turns = 0;
+
     /* Relaxed: only a hint that a step is in flight; run_one() decides. */
     while (atomic_load_explicit(&team->is_busy, memory_order_relaxed)) {
-        if (!run_one(team, 0))
+        if (run_one(team, 0))
+            n_turns = 0;
+        else if (++n_turns % SPIN_TURNS == 0)
+            sched_yield(); /* as the others do: the last item's owner may want this CPU */
+        else
             ll_cpu_relax();
         if (ll_now_ns() >= end_ns)
             return;

@@ -9,7 +9,10 @@
  * and the table says which share of that floor's rate was reached. The best of several rounds
  * counts: the machine may be shared.
  *
- * Usage: bench_cpu [--json] [--rounds N] */
+ * --cpu-time counts this process's CPU time and runs one thread only: figures from a machine that
+ * others load, too.
+ *
+ * Usage: bench_cpu [--json] [--rounds N] [--cpu-time] */
 #include "base/clock.h"
 #include "tests/kernels/demo.h"
 
@@ -19,10 +22,10 @@
 #include <immintrin.h>
 #endif
 
-enum { THREADS_MAX = 2, PREFILL = 512, CONTEXT = 128, DECODES = 48 };
+enum { THREADS_MAX = 2 };
 
-static int n_rounds = 5;
-static bool is_json, has_printed;
+static int n_rounds = 3;
+static bool is_json, is_cpu_time, has_printed;
 
 /* ---- the machine --------------------------------------------------------------------------------
  */
@@ -92,9 +95,17 @@ static float multiply_add(uint64_t turns)
 enum { FLOP_A_TURN = 8 * 2 };
 #endif
 
+static uint64_t clock_ns(void)
+{
+    struct timespec t;
+
+    clock_gettime(is_cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * LL_NS_PER_S + (uint64_t)t.tv_nsec;
+}
+
 static double seconds_since(uint64_t start_ns)
 {
-    return (double)(ll_now_ns() - start_ns) * 1e-9;
+    return (double)(clock_ns() - start_ns) * 1e-9;
 }
 
 static void *probe_read(void *argument)
@@ -103,7 +114,7 @@ static void *probe_read(void *argument)
     const int n_passes = (int)((256u << 20) / p->bytes) + 1;
 
     p->sum = read_all(p->base, p->bytes);
-    uint64_t start = ll_now_ns();
+    uint64_t start = clock_ns();
     for (int i = 0; i < n_passes; i++)
         p->sum += read_all(p->base, p->bytes);
     p->seconds = seconds_since(start) / n_passes;
@@ -114,7 +125,7 @@ static void *probe_flop(void *argument)
 {
     struct probe *p = argument;
     const uint64_t turns = 4000000;
-    uint64_t start = ll_now_ns();
+    uint64_t start = clock_ns();
 
     p->sum = multiply_add(turns) > 0;
     p->seconds = seconds_since(start) / (double)turns;
@@ -151,6 +162,7 @@ struct model {
     const char *name;
     struct ll_model_shape shape;
     bool is_dummy;
+    uint32_t prefill, context, n_decodes; /* tokens: sized so that a round takes about a second */
 };
 
 static double linear_params(const struct ll_model_shape *s)
@@ -199,35 +211,35 @@ static void start_rows(struct ll_device *device, uint32_t n_rows, uint32_t n_pro
 }
 
 /* Tokens a second of n_rows sequences decoding together, two steps in flight. */
-static double decode_rate(struct ll_device *device, uint32_t n_rows, uint32_t n_vocab)
+static double decode_rate(struct ll_device *device, const struct model *m, uint32_t n_rows)
 {
     const struct ll_backend *backend = ll_backend_cpu();
     struct ll_text error;
     struct ll_row rows[16];
     int64_t ticket[2];
 
-    start_rows(device, n_rows, CONTEXT, n_vocab);
-    uint64_t start = ll_now_ns();
-    for (uint32_t i = 0; i <= DECODES; i++) {
-        for (uint32_t r = 0; r < n_rows && i < DECODES; r++)
+    start_rows(device, n_rows, m->context, m->shape.n_vocab);
+    uint64_t start = clock_ns();
+    for (uint32_t i = 0; i <= m->n_decodes; i++) {
+        for (uint32_t r = 0; r < n_rows && i < m->n_decodes; r++)
             rows[r] = (struct ll_row){
-                .slot = r, .pos = CONTEXT + i, .n_tokens = 1, .flags = LL_ROW_SAMPLE};
-        if (i < DECODES)
+                .slot = r, .pos = m->context + i, .n_tokens = 1, .flags = LL_ROW_SAMPLE};
+        if (i < m->n_decodes)
             ticket[i % 2] =
                 backend->submit(device, &(struct ll_batch){.n_rows = n_rows, .rows = rows}, &error);
         struct ll_result r;
         while (i > 0 && backend->poll(device, ticket[(i - 1) % 2], &r, &error) == 0)
             ;
     }
-    return n_rows * DECODES / seconds_since(start);
+    return n_rows * m->n_decodes / seconds_since(start);
 }
 
-static double prefill_rate(struct ll_device *device, uint32_t n_vocab)
+static double prefill_rate(struct ll_device *device, const struct model *m)
 {
-    uint64_t start = ll_now_ns();
+    uint64_t start = clock_ns();
 
-    start_rows(device, 1, PREFILL, n_vocab);
-    return PREFILL / seconds_since(start);
+    start_rows(device, 1, m->prefill, m->shape.n_vocab);
+    return m->prefill / seconds_since(start);
 }
 
 static void print_row(const char *model, const char *style, int n_threads, double rate,
@@ -271,11 +283,11 @@ static void bench_model(const struct model *m, int n_threads)
     for (uint32_t n_rows = 1; n_rows <= 16; n_rows *= 16) {
         double best = 0;
         for (int round = 0; round < n_rounds; round++) {
-            double rate = decode_rate(device, n_rows, s->n_vocab);
+            double rate = decode_rate(device, m, n_rows);
             best = rate > best ? rate : best;
         }
         double per_token =
-            2 * (linear_params(s) + head_params(s)) + attend_flop(s, CONTEXT + DECODES / 2);
+            2 * (linear_params(s) + head_params(s)) + attend_flop(s, m->context + m->n_decodes / 2);
         double by_memory = n_rows * bandwidth / bytes, by_flop = flop / per_token;
         print_row(m->name, n_rows == 1 ? "decode, batch 1" : "decode, batch 16", n_threads, best,
                   by_memory < by_flop ? by_memory : by_flop, by_memory < by_flop ? "read" : "FLOP",
@@ -283,11 +295,12 @@ static void bench_model(const struct model *m, int n_threads)
     }
     double best = 0;
     for (int round = 0; round < n_rounds; round++) {
-        double rate = prefill_rate(device, s->n_vocab);
+        double rate = prefill_rate(device, m);
         best = rate > best ? rate : best;
     }
-    double per_token = 2 * linear_params(s) + attend_flop(s, PREFILL / 2.0);
-    print_row(m->name, "prefill 512", n_threads, best, flop / per_token, "FLOP", bandwidth, flop);
+    double per_token = 2 * linear_params(s) + attend_flop(s, m->prefill / 2.0);
+    print_row(m->name, m->is_dummy ? "prefill 64" : "prefill 512", n_threads, best,
+              flop / per_token, "FLOP", bandwidth, flop);
     if (!is_json)
         printf("| | %s: read %.1f GB/s, %.0f GFLOP/s | | | | |\n", caps.device, bandwidth * 1e-9,
                flop * 1e-9);
@@ -296,10 +309,13 @@ static void bench_model(const struct model *m, int n_threads)
 
 int main(int argc, char **argv)
 {
-    struct model demo = {.name = "demo 5.8 M"};
+    struct model demo = {.name = "demo 5.8 M", .prefill = 512, .context = 128, .n_decodes = 100};
     /* One of the shape in kind of Llama 3.2 1B, three layers: too large for any cache. */
     const struct model wide = {.name = "random 0.25 G",
                                .is_dummy = true,
+                               .prefill = 64,
+                               .context = 8,
+                               .n_decodes = 8,
                                .shape = {.n_layers = 3,
                                          .n_embd = 2048,
                                          .n_heads = 32,
@@ -315,17 +331,19 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--json") == 0)
             is_json = true;
+        else if (strcmp(argv[i], "--cpu-time") == 0)
+            is_cpu_time = true;
         else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc && atoi(argv[i + 1]) > 0)
             n_rounds = atoi(argv[++i]);
         else {
-            fprintf(stderr, "usage: %s [--json] [--rounds N]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--json] [--rounds N] [--cpu-time]\n", argv[0]);
             return 2;
         }
     }
     printf(is_json ? "[\n"
                    : "| model (bf16) | style | threads | tokens/s | limit | reached |\n"
                      "|---|---|---|---|---|---|\n");
-    for (int n_threads = 1; n_threads <= THREADS_MAX; n_threads++) {
+    for (int n_threads = 1; n_threads <= (is_cpu_time ? 1 : THREADS_MAX); n_threads++) {
         if (demo_shape(&demo.shape))
             bench_model(&demo, n_threads);
         bench_model(&wide, n_threads);

@@ -385,7 +385,7 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
 
     (void)state;
     run_alone(alone, LL_DTYPE_F32);
-    struct ll_device *device = open_small(2, LL_DTYPE_F32, NULL);
+    struct ll_device *device = open_small(1, LL_DTYPE_F32, NULL);
     make_sequence(&q, 4, prompts[4]);
     struct ll_slot_init init = init_of(&q, q.n_prompt);
     struct ll_pages_set pages = {q.slot, 0, PER_SEQ, q.page};
@@ -404,6 +404,8 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
     }
     int64_t ticket = backend->copy(device, out, PER_SEQ, &error); /* while the step runs */
     assert_int_equal(ticket, 1);
+    for (int i = 0; i < 100; i++) /* one thread: the step has not begun, so no page may move */
+        assert_int_equal(backend->copied(device, ticket, &error), 0);
     assert_int_equal(poll_done(device, step).rows[0].token[0], alone[4].out[0]);
     while (backend->copied(device, ticket, &error) == 0)
         ;
