@@ -234,10 +234,13 @@ static pid_t start_one_that_stalls(struct board *board)
         return pid;
     struct ll_client *client = open_client();
     wait_for_go(board);
-    start_long(client, 4000);
-    uint64_t deadline_ns = ll_now_ns() + 30 * LL_NS_PER_S;
-    while (stat_of(client, "requests_stalled") == 0 && ll_now_ns() < deadline_ns)
+    start_long(client, 600); /* more than the window of 256 events */
+    uint64_t deadline_ns = ll_now_ns() + 120 * LL_NS_PER_S;
+    while (stat_of(client, "requests_stalled") == 0) {
+        if (ll_now_ns() > deadline_ns)
+            _exit(2);
         usleep(10000);
+    }
     struct ll_output output[32];
     int n;
     while ((n = ll_client_wait(client, output, 32, 5 * (int64_t)LL_NS_PER_S)) > 0)

@@ -211,6 +211,8 @@ static enum input_result read_line(struct input *input, const char *prompt, ssiz
         printf("%s%s%s", terminal_style(stdout, STYLE_BOLD), prompt,
                terminal_style(stdout, STYLE_PLAIN));
     fflush(stdout);
+    if (isatty(STDIN_FILENO) == 1 && !interrupts_wait_input())
+        return INPUT_INTERRUPTED;
     errno = 0;
     *n = getline(&input->line, &input->line_bytes, stdin);
     if (*n < 0 && errno == EINTR) {

@@ -4,6 +4,8 @@
 #include "base/clock.h"
 #include "ll/client.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -112,6 +114,23 @@ void interrupts_catch(void)
      * meant for what runs in front. */
     if (sigaction(SIGINT, NULL, &inherited) != 0 || inherited.sa_handler != SIG_IGN)
         sigaction(SIGINT, &action, NULL);
+}
+
+bool interrupts_wait_input(void)
+{
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    sigset_t blocked, before;
+
+    /* Blocked but during the sleep itself: a signal between a look at the count and a read would
+     * be noticed only after the next line. */
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGINT);
+    sigaddset(&blocked, SIGTERM);
+    sigprocmask(SIG_BLOCK, &blocked, &before);
+    while (n_interrupts == 0 && ppoll(&input, 1, NULL, &before) < 0 && errno == EINTR)
+        continue;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    return n_interrupts == 0;
 }
 
 int interrupts_count(void)

@@ -35,6 +35,8 @@ void terminal_progress_done(void);
  * one without a reset in between ends the program at once. */
 void interrupts_catch(void);
 int interrupts_count(void);
+/* Waits until standard input, a terminal, has a line; false when it was interrupted before. */
+bool interrupts_wait_input(void);
 void interrupts_reset(void);
 /* SIGINT or SIGTERM, whichever came last; 0: none. */
 int interrupts_last(void);
