@@ -33,6 +33,7 @@ struct ll_domain {
     bool is_used;
     uint32_t id;
     uid_t uid;
+    uint64_t cache_key; /* who shares cached prefixes: the uid, or this domain alone */
     uint32_t n_attached;
     uint32_t n_slots; /* over its attachments; bell words >= 2 x the most there can be */
     struct ll_region region;

@@ -66,6 +66,8 @@ static const struct ll_option options[] = {
      "waiting before new ones are answered with \"busy\""},
     {"Load", "max-waiting-tokens", LL_OPTION_U64, AT(max_waiting_tokens), 0, 1e12, NULL, "0",
      "tokens", "of prompts waiting, likewise; 0: no limit"},
+    {"Load", "enable-prefix-caching", LL_OPTION_BOOL, AT(has_prefix_caching), 0, 0, NULL, "yes",
+     NULL, "KV pages of ended requests are kept while there is room and found again"},
     {"Load", "max-logprobs", LL_OPTION_U32, AT(max_logprobs), 0, LL_TOP_MAX, NULL, "20", NULL,
      "most top logprobs a request may ask for"},
     {"Load", "stall-timeout", LL_OPTION_U32, AT(stall_timeout_s), 1, 86400, NULL, "30", "s",
@@ -106,8 +108,6 @@ static const struct ll_option options[] = {
     {"Other", "version", LL_OPTION_BOOL, AT(wants_version), 0, 0, NULL, "no", NULL,
      "print the version"},
 
-    {"Accepted from commands for vllm serve", "enable-prefix-caching", LL_OPTION_BOOL,
-     AT(wants_prefix_caching), 0, 0, NULL, "no", NULL, "this version computes every prompt"},
     {"Accepted from commands for vllm serve", "enable-chunked-prefill", LL_OPTION_BOOL,
      AT(accepted.chunked_prefill), 0, 0, NULL, "yes", NULL, "prompts are always cut in chunks"},
     {"Accepted from commands for vllm serve", "enforce-eager", LL_OPTION_BOOL,
@@ -121,7 +121,8 @@ static const struct ll_option options[] = {
     {"Accepted from commands for vllm serve", "pipeline-parallel-size", LL_OPTION_U32,
      AT(accepted.pipeline_parallel_size), 1, 1, NULL, "1", "GPUs", "there are no pipelines here"},
     {"Accepted from commands for vllm serve", "scheduling-policy", LL_OPTION_CHOICE,
-     AT(accepted.scheduling_policy), 0, 0, "fcfs", "fcfs", NULL, "first come, first served"},
+     AT(accepted.scheduling_policy), 0, 0, "fcfs|priority", "fcfs", NULL,
+     "first come, first served among equal priorities"},
 
     {"Fake device", "fake-vocab", LL_OPTION_FAKE, AT(fake), 17, 1 << 20, NULL, "1000", "ids",
      "vocabulary"},

@@ -54,6 +54,7 @@ struct ll_config {
     uint32_t max_num_seqs, max_num_batched_tokens; /* 0: by device */
     uint32_t max_waiting;
     uint64_t max_waiting_tokens; /* 0: no limit */
+    bool has_prefix_caching;
     uint32_t max_logprobs;
     uint32_t stall_timeout_s, step_timeout_s, drain_timeout_s;
     uint64_t spin_us; /* UINT64_MAX: for ever */
@@ -67,7 +68,6 @@ struct ll_config {
     uint32_t log_level;
 
     /* accepted because commands people have carry them; without effect */
-    bool wants_prefix_caching;
     struct {
         bool chunked_prefill, enforce_eager, trust_remote_code, disable_log_requests;
         uint32_t block_size, pipeline_parallel_size, scheduling_policy;

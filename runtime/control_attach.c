@@ -163,6 +163,8 @@ static int join_domain(struct ll_control *control, uid_t uid, uint32_t n_slots,
         LL_ASSERT(i < control->n_places); /* never more domains than attachments */
         domain = &control->domain[i];
         *domain = (struct ll_domain){.id = i, .uid = uid, .region.fd = -1};
+        /* Clients of a user share prefixes, also one after the other; isolated ones never do. */
+        domain->cache_key = is_isolated ? 1ull << 63 | control->n_domains_made++ : uid;
         if (!is_isolated) {
             struct ll_bell bell;
             int rc = ll_region_create(&domain->region, "llring-bell",

@@ -57,6 +57,7 @@ struct ll_control {
     struct ll_connection *connection;
     uint32_t n_places; /* capacity: options.n_attachments_max */
     struct ll_place *place;
+    uint64_t n_domains_made;
     uint32_t next_id;         /* ids are taken round robin: the longest unused first */
     struct ll_domain *domain; /* [n_places] */
     uint32_t bell_log2;

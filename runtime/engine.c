@@ -82,7 +82,7 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     rc = ll_seq_pool_init(&engine->pool, o->n_sequences, o->limits.context_max);
     if (rc < 0)
         goto fail;
-    rc = ll_kv_init(&engine->kv, o->caps.n_pages);
+    rc = ll_kv_init(&engine->kv, o->caps.n_pages, o->seed);
     if (rc < 0)
         goto fail;
     ll_outlet_init(&engine->outlet, &engine->pool, engine->stats, o->to_control);
@@ -95,6 +95,7 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
                            &engine->outlet, engine->stats);
     if (rc < 0)
         goto fail;
+    engine->scheduler.weights_epoch = o->info->weights_epoch;
     rc = ll_batch_maker_init(&engine->maker, o->limits.n_rows_max);
     if (rc < 0)
         goto fail;
@@ -315,7 +316,8 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
     engine->next_plan_ns = UINT64_MAX;
     if (list[LL_SEQ_WAITING].n + list[LL_SEQ_RUNNING].n + list[LL_SEQ_ENDING].n > 0)
         engine->next_plan_ns = now_ns + REPLAN_NS;
-    ll_stat_set(&engine->stats->pages_free, engine->kv.n_free);
+    ll_stat_set(&engine->stats->pages_free, ll_kv_available(&engine->kv));
+    ll_stat_set(&engine->stats->pages_cached, engine->kv.n_idle);
     if (step->plan.n_rows == 0)
         return 0;
 
@@ -408,7 +410,8 @@ int ll_engine_turn(struct ll_engine *engine)
     uint32_t work = look_after(engine, now_ns);
 
     uint32_t n_seen = ll_intake_poll(&engine->intake, now_ns);
-    if (n_seen > 0)
+    uint32_t n_prepared = ll_scheduler_prepare(&engine->scheduler, now_ns);
+    if (n_seen > 0 || n_prepared > 0)
         engine->is_dirty = true;
     bool plans = may_plan(engine, now_ns);
     int n_rows = plans ? plan_and_submit(engine, now_ns) : 0;
@@ -417,7 +420,7 @@ int ll_engine_turn(struct ll_engine *engine)
     /* After the submit, so that the device does not wait for our system calls. */
     ll_outlet_wake(&engine->outlet);
     uint64_t poll_ns = now_ns;
-    if (n_seen > 0 || plans) {
+    if (n_seen > 0 || n_prepared > 0 || plans) {
         poll_ns = clock_ns(engine);
         engine->host_ns += poll_ns - now_ns;
     }
@@ -434,7 +437,7 @@ int ll_engine_turn(struct ll_engine *engine)
         count_host_work(engine);
     }
     notify_control(engine);
-    return (int)(work + n_seen) + n_rows + n_yields;
+    return (int)(work + n_seen + n_prepared) + n_rows + n_yields;
 }
 
 /* ---- the loop ---------------------------------------------------------------------------------*/

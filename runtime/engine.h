@@ -2,7 +2,8 @@
 /* runtime/engine.h - the step loop: the one thread that owns sequences, pages, credits and device.
  *
  * A turn is seven calls in this order: intake_poll, scheduler_plan, batch_build, submit, poll,
- * scheduler_apply, outlet_publish. A turn never waits: with nothing to plan or to poll it falls
+ * scheduler_apply, outlet_publish (and scheduler_prepare, a piece of the next plan, after the
+ * first). A turn never waits: with nothing to plan or to poll it falls
  * through, so the loop keeps looking at the bells while a step runs. Up to caps.depth steps are in
  * flight: n+1 is submitted before n is read, as late as the predicted end of n allows, so that an
  * arrival does not wait a whole extra step.
@@ -49,6 +50,7 @@ struct ll_engine_options {
     int notify_fd;  /* eventfd the loop writes after it mailed the control thread; -1: none */
     uint64_t spin_ns;         /* idle so long before sleeping; 0: 200 us; UINT64_MAX: never sleep */
     uint64_t step_timeout_ns; /* a step longer than this is a dead device; 0: 5 s */
+    uint64_t seed;            /* of the prefix cache's hash: drawn by the runtime, fixed in tests */
     bool yields;              /* one or two CPUs: sched_yield() between empty polls */
     ll_engine_clock *clock;   /* NULL: ll_now_ns() */
     void *clock_context;

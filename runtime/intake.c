@@ -157,6 +157,7 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
     }
 
     seq->client = client->id;
+    seq->domain = client->domain->cache_key;
     seq->slot = index;
     seq->gen = gen;
     seq->choice = 0;

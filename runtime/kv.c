@@ -2,37 +2,95 @@
 #include "runtime/kv.h"
 
 #include "base/assert.h"
+#include "base/bits.h"
 #include "base/err.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-int ll_kv_init(struct ll_kv *kv, uint32_t n_pages)
+int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint64_t seed)
 {
-    *kv = (struct ll_kv){.n_pages = n_pages, .n_free = n_pages};
-    if (n_pages == 0 || n_pages == LL_NONE)
-        return LL_ERR(-EINVAL, "a KV pool of %u pages; raise the KV memory", n_pages);
+    *kv = (struct ll_kv){
+        .n_pages = n_pages, .n_free = n_pages, .idle_first = LL_NONE, .idle_last = LL_NONE};
+    if (n_pages == 0 || n_pages > 1u << 28)
+        return LL_ERR(-EINVAL, "a KV pool of %u pages; 1 to %u are possible", n_pages, 1u << 28);
     kv->free_page = malloc(n_pages * sizeof(*kv->free_page));
-    kv->owner = malloc(n_pages * sizeof(*kv->owner));
-    kv->seen = malloc(n_pages);
-    if (kv->free_page == NULL || kv->owner == NULL || kv->seen == NULL) {
+    kv->page = malloc(n_pages * sizeof(*kv->page));
+    kv->seen = malloc(n_pages * sizeof(*kv->seen));
+    if (kv->free_page == NULL || kv->page == NULL || kv->seen == NULL) {
         ll_kv_free(kv);
         return LL_ERR(-ENOMEM, "out of memory for the owners of %u KV pages", n_pages);
     }
     for (uint32_t i = 0; i < n_pages; i++) {
         kv->free_page[i] = n_pages - 1 - i; /* page 0 is on top */
-        kv->owner[i] = LL_NONE;
+        kv->page[i] = (struct ll_page){.owner = LL_NONE, .prev = LL_NONE, .next = LL_NONE};
     }
-    return 0;
+    int rc = ll_prefix_init(&kv->index, n_pages, seed);
+    if (rc < 0)
+        ll_kv_free(kv);
+    return rc;
 }
 
 void ll_kv_free(struct ll_kv *kv)
 {
+    ll_prefix_free(&kv->index);
     free(kv->free_page);
-    free(kv->owner);
+    free(kv->page);
     free(kv->seen);
     *kv = (struct ll_kv){0};
 }
+
+/* ---- idle pages -------------------------------------------------------------------------------*/
+
+static void become_idle(struct ll_kv *kv, uint32_t index)
+{
+    struct ll_page *page = &kv->page[index];
+
+    page->prev = kv->idle_last;
+    page->next = LL_NONE;
+    if (kv->idle_last != LL_NONE)
+        kv->page[kv->idle_last].next = index;
+    else
+        kv->idle_first = index;
+    kv->idle_last = index;
+    kv->n_idle++;
+}
+
+static void leave_idle(struct ll_kv *kv, uint32_t index)
+{
+    struct ll_page *page = &kv->page[index];
+
+    if (page->prev != LL_NONE)
+        kv->page[page->prev].next = page->next;
+    else
+        kv->idle_first = page->next;
+    if (page->next != LL_NONE)
+        kv->page[page->next].prev = page->prev;
+    else
+        kv->idle_last = page->prev;
+    kv->n_idle--;
+}
+
+static void evict_one(struct ll_kv *kv)
+{
+    uint32_t index = kv->idle_first;
+
+    LL_ASSERT(index != LL_NONE && kv->page[index].refs == 0);
+    leave_idle(kv, index);
+    ll_prefix_remove(&kv->index, index);
+    kv->free_page[kv->n_free++] = index;
+}
+
+uint32_t ll_kv_evict(struct ll_kv *kv, uint32_t n_wanted, uint32_t n_max)
+{
+    uint32_t n = 0;
+
+    for (; n < n_max && kv->n_free < n_wanted && kv->n_idle > 0; n++)
+        evict_one(kv);
+    return n;
+}
+
+/* ---- take and give back -----------------------------------------------------------------------*/
 
 bool ll_kv_grow(struct ll_kv *kv, struct ll_seq *seq, uint64_t n_tokens)
 {
@@ -40,47 +98,132 @@ bool ll_kv_grow(struct ll_kv *kv, struct ll_seq *seq, uint64_t n_tokens)
 
     if (n_wanted <= seq->n_pages)
         return true;
-    if (n_wanted - seq->n_pages > kv->n_free)
+    if (n_wanted - seq->n_pages > ll_kv_available(kv))
         return false;
     while (seq->n_pages < n_wanted) {
-        uint32_t page = kv->free_page[--kv->n_free];
-        LL_ASSERT(kv->owner[page] == LL_NONE); /* K1 */
-        kv->owner[page] = seq->index;
-        seq->page[seq->n_pages++] = page;
+        if (kv->n_free == 0)
+            evict_one(kv);
+        uint32_t index = kv->free_page[--kv->n_free];
+        struct ll_page *page = &kv->page[index];
+        LL_ASSERT(page->refs == 0 && page->owner == LL_NONE); /* K1 */
+        page->refs = 1;
+        page->owner = seq->index;
+        page->epoch++;
+        seq->page_epoch[seq->n_pages] = page->epoch;
+        seq->page[seq->n_pages++] = index;
     }
     return true;
 }
 
+bool ll_kv_release_some(struct ll_kv *kv, struct ll_seq *seq, uint32_t n_max)
+{
+    /* Backwards: the next one to grow gets them in the order in which they lay, and a prefix loses
+     * its end before its beginning. */
+    for (uint32_t n = 0; n < n_max && seq->n_pages > 0; n++) {
+        uint32_t index = seq->page[--seq->n_pages];
+        LL_ASSERT(index < kv->n_pages);
+        struct ll_page *page = &kv->page[index];
+        LL_ASSERT(page->refs > 0 && page->epoch == seq->page_epoch[seq->n_pages]); /* K3 */
+        LL_ASSERT(page->owner == LL_NONE || page->owner == seq->index);            /* K1 */
+        if (--page->refs > 0)
+            continue;
+        page->owner = LL_NONE;
+        if (ll_prefix_has(&kv->index, index))
+            become_idle(kv, index);
+        else
+            kv->free_page[kv->n_free++] = index;
+    }
+    seq->n_pages_sent = (uint32_t)ll_min_u64(seq->n_pages_sent, seq->n_pages);
+    return seq->n_pages == 0;
+}
+
 void ll_kv_release(struct ll_kv *kv, struct ll_seq *seq)
 {
-    /* Backwards, so that the next one to grow gets them in the order in which they lay. */
-    while (seq->n_pages > 0) {
-        uint32_t page = seq->page[--seq->n_pages];
-        LL_ASSERT(page < kv->n_pages && kv->owner[page] == seq->index); /* K1 */
-        kv->owner[page] = LL_NONE;
-        kv->free_page[kv->n_free++] = page;
-    }
-    seq->n_pages_sent = 0;
+    ll_kv_release_some(kv, seq, UINT32_MAX);
 }
+
+/* ---- sharing ----------------------------------------------------------------------------------*/
+
+void ll_kv_attach(struct ll_kv *kv, struct ll_seq *seq, uint32_t index)
+{
+    struct ll_page *page = &kv->page[index];
+    bool is_idle = page->refs == 0;
+
+    LL_ASSERT(index < kv->n_pages && page->owner == LL_NONE);
+    LL_ASSERT(!is_idle || ll_prefix_has(&kv->index, index)); /* else it is free */
+    if (is_idle)
+        leave_idle(kv, index);
+    page->refs++;
+    if (is_idle)
+        page->epoch++;
+    seq->page_epoch[seq->n_pages] = page->epoch;
+    seq->page[seq->n_pages++] = index;
+}
+
+void ll_kv_share(struct ll_kv *kv, struct ll_seq *seq, uint32_t i)
+{
+    struct ll_page *page = &kv->page[seq->page[i]];
+
+    LL_ASSERT(i < seq->n_pages && page->refs > 0 && page->epoch == seq->page_epoch[i]);
+    LL_ASSERT(page->owner == LL_NONE || page->owner == seq->index);
+    page->owner = LL_NONE;
+}
+
+void ll_kv_publish(struct ll_kv *kv, struct ll_seq *seq, uint32_t i, struct ll_chain chain)
+{
+    uint32_t index = seq->page[i];
+
+    if (ll_prefix_has(&kv->index, index))
+        return; /* found there, or published before */
+    if (ll_prefix_add(&kv->index, index, chain, seq->token + (size_t)i * LL_PAGE_TOKENS))
+        ll_kv_share(kv, seq, i);
+}
+
+bool ll_kv_may_write(const struct ll_kv *kv, const struct ll_seq *seq, uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from / LL_PAGE_TOKENS; i < ll_kv_pages_for(to); i++)
+        if (i >= seq->n_pages || kv->page[seq->page[i]].owner != seq->index)
+            return false;
+    return true;
+}
+
+/* ---- check ------------------------------------------------------------------------------------*/
 
 void ll_kv_check(const struct ll_kv *kv, const struct ll_seq_pool *pool)
 {
-    uint32_t n_owned = 0;
+    uint32_t n_idle = 0, n_held = 0, before = LL_NONE;
+    uint32_t *refs = kv->seen;
 
-    memset(kv->seen, 0, kv->n_pages);
-    for (uint32_t i = 0; i < kv->n_free; i++) {
-        uint32_t page = kv->free_page[i];
-        LL_ASSERT(page < kv->n_pages && kv->owner[page] == LL_NONE && !kv->seen[page]);
-        kv->seen[page] = 1;
-    }
+    memset(refs, 0, kv->n_pages * sizeof(*refs));
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
         for (uint32_t k = 0; k < seq->n_pages; k++) {
-            uint32_t page = seq->page[k];
-            LL_ASSERT(page < kv->n_pages && kv->owner[page] == i && !kv->seen[page]);
-            kv->seen[page] = 1;
+            LL_ASSERT(seq->page[k] < kv->n_pages);
+            const struct ll_page *page = &kv->page[seq->page[k]];
+            LL_ASSERT(page->epoch == seq->page_epoch[k]);          /* K3 */
+            LL_ASSERT(page->owner == LL_NONE || page->owner == i); /* K1 */
+            LL_ASSERT(page->owner == LL_NONE || page->refs == 1);  /* K1 */
+            n_held += refs[seq->page[k]]++ == 0;
         }
-        n_owned += seq->n_pages;
     }
-    LL_ASSERT(kv->n_free + n_owned == kv->n_pages); /* K2 */
+    for (uint32_t i = 0; i < kv->n_pages; i++) {
+        LL_ASSERT(kv->page[i].refs == refs[i]); /* K2 */
+        if (ll_prefix_has(&kv->index, i))
+            LL_ASSERT(kv->page[i].owner == LL_NONE); /* K4 */
+    }
+    for (uint32_t i = kv->idle_first; i != LL_NONE; before = i, i = kv->page[i].next) {
+        LL_ASSERT(kv->page[i].prev == before && kv->page[i].refs == 0);
+        LL_ASSERT(kv->page[i].owner == LL_NONE && ll_prefix_has(&kv->index, i)); /* K4 */
+        refs[i] = LL_NONE;                                                       /* seen as idle */
+        LL_ASSERT(++n_idle <= kv->n_idle);
+    }
+    LL_ASSERT(n_idle == kv->n_idle && kv->idle_last == before);
+    for (uint32_t i = 0; i < kv->n_free; i++) {
+        uint32_t page = kv->free_page[i];
+        LL_ASSERT(page < kv->n_pages && refs[page] == 0); /* neither held nor idle nor twice free */
+        LL_ASSERT(!ll_prefix_has(&kv->index, page) && kv->page[page].owner == LL_NONE);
+        refs[page] = LL_NONE;
+    }
+    LL_ASSERT(kv->n_free + kv->n_idle + n_held == kv->n_pages); /* K2 */
+    ll_prefix_check(&kv->index);
 }

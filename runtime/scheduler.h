@@ -1,23 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/scheduler.h - who runs in the next step: pure, no I/O, no clock, no device.
  *
- * plan() moves sequences between WAITING and RUNNING, takes pages and credits, and lists the rows of
- * the next batch; apply() takes what a step returned and lists what to tell the clients. First come
- * first served, decode before prefill, prefill in chunks under the token budget. A plan counts as
- * submitted: positions and rows in flight move at once, so the caller must submit it.
+ * plan() moves sequences between WAITING and RUNNING, takes pages and credits, and lists the rows
+ * of the next batch; apply() takes what a step returned and lists what to tell the clients. First
+ * come first served, decode before prefill, prefill in chunks under the token budget. A plan counts
+ * as submitted: positions and rows in flight move at once, so the caller must submit it. prepare()
+ * does ahead of a plan what a plan would do, a bounded piece a call, while the device works.
  *
- * Waiting sequences start in order when pages for all they have to compute are free, and one page
- * more for each running sequence, so that a newcomer does not at once push somebody out. Where a
+ * Waiting sequences start in order when pages for all they have to compute are there, and one page
+ * more for each running sequence, so that a newcomer does not at once push somebody out. Pages that
+ * the prefix cache has for the beginning of a prompt are taken from there; full pages go into it
+ * once the step that made them has been polled, prompts and generated text alike. Where a
  * running sequence finds no page, one is preempted by recompute: a reader that has been without
- * credit for a while first, else the sequence admitted last. It goes to the front of WAITING (a slow
- * reader to the end) and what it has sampled becomes part of what is recomputed.
+ * credit for a while first, else the sequence admitted last. It goes to the front of WAITING (a
+ * slow reader to the end) and what it has sampled becomes part of what is recomputed.
  *
  *   P1  every row's pages are booked before it is listed (kv.h), every row's events too (outlet.h)
  *   P2  a sequence has at most one row a batch
- *   P3  a RUNNING sequence holds a device slot; a WAITING one holds nothing
+ *   P3  a RUNNING sequence holds a device slot; a WAITING one holds nothing, but for one that may
+ *       hold pages of the prefix cache until a running one wants them
  *   P4  while anything runs or waits, and credits and pages allow, a plan is not empty
  *   P5  pages and slot of a sequence are given back only when no row of it is in flight
- *   P6  no row is submitted past the last token that can be needed (max_tokens, context) */
+ *   P6  no row is submitted past the last token that can be needed (max_tokens, context)
+ *   P7  a row writes only pages that its sequence owns (kv.h K1) */
 #ifndef RUNTIME_SCHEDULER_H
 #define RUNTIME_SCHEDULER_H
 
@@ -31,14 +36,15 @@ struct ll_scheduler_limits {
     uint32_t n_slots;      /* device slots */
     uint32_t context_max;
     uint64_t stall_ns; /* a reader without credit so long ends as stalled; 30 s */
+    bool has_prefix_cache;
 };
 
 struct ll_plan_row {
     uint32_t seq;
     uint32_t pos, n_tokens;
-    uint16_t flags;     /* LL_ROW_* */
+    uint16_t flags;      /* LL_ROW_* */
     bool is_from_device; /* the id is what the device sampled last */
-    uint32_t n_booked;  /* events */
+    uint32_t n_booked;   /* events */
     uint32_t n_scored;   /* prompt tokens it scores: pos + 1 .. pos + n_scored */
 };
 
@@ -56,12 +62,21 @@ struct ll_scheduler {
     uint32_t *free_slot; /* stack of device slots */
     uint32_t n_free_slots;
     uint32_t next_scan; /* waiting sequences are looked through for marks a piece a plan */
+    uint32_t *prefill;  /* [n_slots] running ones with more than a token to compute, in order */
+    uint32_t n_prefill;
+    uint32_t matching;      /* the one in WAITING that holds cached pages; LL_NONE: none */
+    uint64_t weights_epoch; /* part of the prefix cache's root */
+    uint32_t n_release_left, n_publish_left; /* of this call's bounds */
 };
 
 int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_limits *limits,
                       struct ll_seq_pool *pool, struct ll_kv *kv, struct ll_outlet *outlet,
                       struct ll_stats *stats);
 void ll_scheduler_free(struct ll_scheduler *scheduler);
+
+/* Does a bounded piece of what the next plan would do: starts who waits, looks prompts up, empties
+ * idle pages. Call it while a step runs. Work done, 0: nothing to do now. */
+uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns);
 
 /* Next step; n_rows 0: nothing can run. Also ends what was cancelled, stopped, expired, stalled. */
 void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out);

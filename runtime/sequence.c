@@ -70,7 +70,7 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
     uint64_t head_bytes = ll_align_up((uint64_t)n * sizeof(struct ll_seq), 4096);
     uint64_t total_bytes;
 
-    if (!ll_checked_mul(n, token_bytes + page_bytes + bias_bytes, &total_bytes) ||
+    if (!ll_checked_mul(n, token_bytes + 2 * page_bytes + bias_bytes, &total_bytes) ||
         !ll_checked_add(total_bytes, head_bytes, &total_bytes))
         return LL_ERR(-ENOMEM, "%u sequences of %u tokens do not fit an address space", n,
                       context_max);
@@ -101,6 +101,8 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
         at += token_bytes;
         seq->page = (uint32_t *)at;
         at += page_bytes;
+        seq->page_epoch = (uint32_t *)at;
+        at += page_bytes;
         seq->bias = (struct ll_bias *)at;
         at += bias_bytes;
         link_first(pool, seq);
@@ -129,6 +131,7 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
         .state = LL_SEQ_INTAKE,
         .token = seq->token,
         .page = seq->page,
+        .page_epoch = seq->page_epoch,
         .bias = seq->bias,
         .device_slot = LL_NONE,
         .stop_id = LL_NONE,
@@ -183,7 +186,7 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
     LL_ASSERT(seq->n_tokens <= pool->token_capacity);
     LL_ASSERT(seq->n_pages <= pool->page_capacity);
     LL_ASSERT(seq->n_pages_sent <= seq->n_pages);
-    LL_ASSERT(seq->pos_lo <= seq->pos_hi);
+    LL_ASSERT(seq->n_done <= seq->pos_lo && seq->pos_lo <= seq->pos_hi);
     switch (seq->state) {
     case LL_SEQ_FREE:
         LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0);
@@ -194,11 +197,13 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
         break;
     case LL_SEQ_WAITING:
         LL_ASSERT(seq->n_prompt > 0 && seq->n_tokens >= seq->n_prompt);
-        LL_ASSERT(seq->n_pages == 0 && seq->device_slot == LL_NONE);
+        LL_ASSERT(seq->n_pages * LL_PAGE_TOKENS < seq->n_tokens && seq->device_slot == LL_NONE);
         LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0 && seq->pos_hi == 0);
         LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told && !seq->is_preempted);
+        LL_ASSERT(seq->n_chained == seq->n_pages || seq->n_pages == 0);
         break;
     case LL_SEQ_RUNNING:
+        LL_ASSERT(seq->n_chained <= seq->n_pages);
         LL_ASSERT(seq->n_prompt > 0 && seq->n_tokens >= seq->n_prompt);
         LL_ASSERT(seq->device_slot != LL_NONE);
         LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told);

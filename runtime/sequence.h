@@ -12,12 +12,13 @@
  *   Q3  pos_lo <= pos_hi: tokens whose KV is certainly / at most there after all submitted steps.
  *       Without speculation they are equal
  *   Q4  pages cover pos_hi + LL_ROW_TOKENS_MAX tokens (or n_prompt + max_tokens, if that is less)
- *       when a row is submitted; none are held in WAITING
+ *       when a row is submitted; in WAITING there are none but what the prefix cache had for it
  *   Q5  exactly one terminal event an accepted request: is_told goes false -> true once */
 #ifndef RUNTIME_SEQUENCE_H
 #define RUNTIME_SEQUENCE_H
 
 #include "kernels/backend.h"
+#include "runtime/prefix.h"
 #include "shm/wire.h"
 
 #include <stdbool.h>
@@ -58,8 +59,9 @@ struct ll_seq {
     uint32_t flags; /* LL_REQ_* */
     uint8_t n_top, n_prompt_top;
     int8_t priority;
-    uint32_t tenant, adapter;
+    uint32_t tenant, adapter, adapter_generation;
     uint64_t salt[2];
+    uint64_t domain;      /* who its client is, for the prefix cache: ll_domain.cache_key */
     uint64_t deadline_ns; /* 0: none */
     uint64_t seed;
     struct ll_sampling sampling; /* end[] holds eos (unless ignored) and the stop ids */
@@ -74,13 +76,18 @@ struct ll_seq {
     uint32_t n_tokens; /* Q2 */
     uint32_t n_cached; /* prompt tokens not computed */
     uint32_t pos_lo, pos_hi;
-    uint32_t *page; /* [page_capacity], the pool's */
+    uint32_t n_done;      /* tokens whose KV polled steps have made: <= pos_lo */
+    uint32_t *page;       /* [page_capacity], the pool's */
+    uint32_t *page_epoch; /* [page_capacity], beside page: kv.h K3 */
     uint32_t n_pages;
+    struct ll_chain chain; /* of the first n_chained full pages: looked up or published */
+    uint32_t n_chained;
     uint32_t n_pages_sent; /* page table entries the device has */
     uint32_t device_slot;  /* LL_NONE: none */
     bool needs_init;       /* device slot to be (re)built by the next batch */
     uint32_t n_in_flight;  /* rows submitted and not polled */
     uint32_t n_scored;     /* prompt positions whose logprobs were reported */
+    bool is_prefill;       /* on the scheduler's list of those with prompt to compute */
     bool is_preempted;     /* RUNNING, but no more rows: WAITING once n_in_flight is 0 */
     bool is_slow;          /* with is_preempted: to the end of WAITING, its reader sleeps */
 

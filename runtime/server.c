@@ -93,6 +93,15 @@ static int make_regions(struct server *server)
     return rc;
 }
 
+static uint64_t random_u64(void)
+{
+    uint64_t word;
+
+    if (getrandom(&word, sizeof(word), 0) != sizeof(word))
+        word = ll_now_ns() ^ (uint64_t)getpid() << 32;
+    return word;
+}
+
 static void fill_info(struct server *server)
 {
     struct ll_info_region *info = server->info.base;
@@ -103,8 +112,7 @@ static void fill_info(struct server *server)
     info->abi_major = LL_ABI_MAJOR;
     info->abi_minor = LL_ABI_MINOR;
     info->size_bytes = LL_INFO_BYTES;
-    if (getrandom(&info->epoch, sizeof(info->epoch), 0) != sizeof(info->epoch))
-        info->epoch = ll_now_ns() ^ (uint64_t)getpid() << 32;
+    info->epoch = random_u64();
     info->pid = (uint32_t)getpid();
     info->n_vocab = checkpoint->shape.n_vocab;
     info->context_max = checkpoint->shape.context_max;
@@ -263,7 +271,8 @@ static int make_engine(struct server *server)
                    .n_tokens_max = setup->options.n_tokens_max,
                    .n_slots = setup->options.n_slots,
                    .context_max = setup->checkpoint.shape.context_max,
-                   .stall_ns = config->stall_timeout_s * LL_NS_PER_S},
+                   .stall_ns = config->stall_timeout_s * LL_NS_PER_S,
+                   .has_prefix_cache = config->has_prefix_caching},
         .gate = gate_limits(server),
         .info = server->info.base,
         .stat = server->stat.base,
@@ -273,6 +282,7 @@ static int make_engine(struct server *server)
         .notify_fd = ll_control_notify_fd(server->control),
         .spin_ns = ll_max_u64(config->spin_us, 1) * LL_NS_PER_US,
         .step_timeout_ns = config->step_timeout_s * LL_NS_PER_S,
+        .seed = random_u64(),
         .yields = setup->topology.yields,
     };
     int rc = ll_engine_open(&server->engine, &options);
@@ -404,8 +414,6 @@ int ll_server_run(const struct ll_config *config)
     server->phase_ns = ll_now_ns();
     hide_memory();
     ll_control_block_signals();
-    if (config->wants_prefix_caching)
-        ll_warn("--enable-prefix-caching: this version computes every prompt");
 
     rc = start(server);
     if (rc == 0) {

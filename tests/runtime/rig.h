@@ -38,8 +38,9 @@ struct rig_config {
     uint32_t log2_events;    /* 0: 12 */
     uint64_t stall_ns;       /* 0: 30 s */
     uint64_t step_timeout_ns;
-    uint64_t turn_ns; /* 0: 10 us */
-    bool checks;      /* ll_engine_check() after every turn */
+    uint64_t turn_ns;  /* 0: 10 us */
+    bool checks;       /* ll_engine_check() after every turn */
+    bool has_no_cache; /* without a prefix cache */
 };
 
 struct rig_spec {
@@ -47,6 +48,9 @@ struct rig_spec {
     uint32_t flags;
     uint8_t n_top, n_prompt_top;
     uint64_t seed, deadline_ns;
+    uint64_t shared_seed; /* the first n_shared ids of the prompt come from it */
+    uint32_t n_shared;
+    uint64_t salt;
 };
 
 struct rig_request {
@@ -62,6 +66,7 @@ struct rig_request {
     uint8_t type; /* LL_EV_FINISH, LL_EV_ERROR */
     uint32_t reason;
     int32_t code;
+    uint32_t n_cached;
 };
 
 struct rig_client {
@@ -207,7 +212,8 @@ static RIG_UNUSED void rig_open(struct rig *rig, const struct rig_config *config
                    .n_tokens_max = c->n_tokens_max,
                    .n_slots = c->n_device_slots,
                    .context_max = c->context_max,
-                   .stall_ns = c->stall_ns},
+                   .stall_ns = c->stall_ns,
+                   .has_prefix_cache = !c->has_no_cache},
         .gate = {.n_vocab = rig->rules.n_vocab,
                  .context_max = c->context_max,
                  .n_prompt_max = c->context_max - 1,
@@ -266,7 +272,7 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
 {
     struct rig_client *client = &rig->client[c];
     uint32_t i = 0;
-    uint64_t random = spec->seed ^ 0x5151;
+    uint64_t random = spec->seed ^ 0x5151, shared = spec->shared_seed;
 
     while (i < client->a.n_slots && client->request[i].is_open)
         i++;
@@ -283,7 +289,8 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
         .submit_ns = rig->now_ns,
     };
     for (uint32_t k = 0; k < spec->n_prompt; k++)
-        prompt[k] = (uint32_t)(ll_splitmix64(&random) % rig->rules.n_vocab);
+        prompt[k] =
+            (uint32_t)(ll_splitmix64(k < spec->n_shared ? &shared : &random) % rig->rules.n_vocab);
     struct ll_sampling sampling = {.min_tokens = spec->min_tokens};
     if (!(spec->flags & LL_REQ_IGNORE_EOS)) {
         sampling.n_end = 1;
@@ -306,6 +313,7 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
     req->n = 1;
     req->n_top = spec->n_top;
     req->n_prompt_top = spec->n_prompt_top;
+    req->salt[0] = spec->salt;
     req->temperature = 1.0f;
     req->top_p = 1.0f;
     req->repetition = 1.0f;
@@ -391,6 +399,8 @@ static void rig_check_finish(struct rig_request *r, const struct ll_event *e)
     r->reason = e->u.finish.reason;
     assert_int_equal(e->u.finish.n_out, r->n_got);
     assert_int_equal(e->u.finish.n_prompt, r->spec.n_prompt);
+    r->n_cached = e->u.finish.n_cached;
+    assert_true(r->n_cached <= (r->spec.n_prompt - 1) / LL_PAGE_TOKENS * LL_PAGE_TOKENS);
     if (r->reason == LL_FINISH_CANCELLED || e->u.finish.stop_id == UINT32_MAX) {
         if (r->reason == LL_FINISH_LENGTH)
             assert_int_equal(r->n_got, r->spec.max_tokens);
@@ -506,7 +516,7 @@ static RIG_UNUSED void rig_check_idle(struct rig *rig)
 {
     assert_true(ll_engine_is_idle(&rig->engine));
     ll_engine_check(&rig->engine);
-    assert_int_equal(rig->engine.kv.n_free, rig->engine.kv.n_pages);
+    assert_int_equal(ll_kv_available(&rig->engine.kv), rig->engine.kv.n_pages);
     assert_int_equal(rig->engine.scheduler.n_free_slots, rig->c.n_device_slots);
     assert_int_equal(RIG_STAT(rig, requests_submitted),
                      RIG_STAT(rig, requests_rejected) + RIG_STAT(rig, requests_accepted));

@@ -16,6 +16,7 @@ struct round {
     uint32_t read_chance[RIG_CLIENTS_MAX]; /* of 256, a turn */
     uint32_t cancel_chance, stop_chance, submit_chance;
     bool has_logprobs, has_deadlines;
+    uint32_t n_prefixes; /* prompts begin with one of so many; 0: all differ */
 };
 
 static uint32_t draw(struct round *r, uint32_t n)
@@ -47,6 +48,7 @@ static void open_round(struct round *r, char *extra, size_t n_extra)
         .log2_events = ONE_OF(r, 7, 8, 12),
         .stall_ns = 50 * LL_NS_PER_MS,
         .checks = true,
+        .has_no_cache = draw(r, 4) == 0,
     };
 
     snprintf(extra, n_extra, "depth=%u,polls=%u,verify=%u", 1 + draw(r, 2), ONE_OF(r, 1, 2, 7),
@@ -57,6 +59,7 @@ static void open_round(struct round *r, char *extra, size_t n_extra)
     r->cancel_chance = ONE_OF(r, 0, 0, 4, 30);
     r->stop_chance = ONE_OF(r, 0, 0, 4);
     r->has_logprobs = draw(r, 3) == 0;
+    r->n_prefixes = ONE_OF(r, 0, 1, 3, 20);
     r->has_deadlines = draw(r, 4) == 0;
     rig_open(&rig, &c);
 }
@@ -69,8 +72,15 @@ static void submit_some(struct round *r, uint32_t client)
         .seed = ll_splitmix64(&r->random),
     };
 
+    if (r->n_prefixes > 0) {
+        spec.shared_seed = draw(r, r->n_prefixes);
+        spec.n_shared = draw(r, spec.n_prompt + 1);
+        spec.salt = draw(r, 8) == 0;
+        if (draw(r, 8) == 0)
+            spec.flags |= LL_REQ_NO_CACHE;
+    }
     spec.min_tokens = draw(r, 3) == 0 ? draw(r, spec.max_tokens) : 0;
-    spec.flags = draw(r, 8) == 0 ? LL_REQ_IGNORE_EOS : 0;
+    spec.flags |= draw(r, 8) == 0 ? LL_REQ_IGNORE_EOS : 0;
     if (r->has_logprobs) {
         spec.n_top = (uint8_t)draw(r, LL_TOP_MAX + 1);
         if (draw(r, 2)) {
@@ -127,6 +137,7 @@ static uint64_t run_round(uint64_t seed)
     r.hash = r.hash * 31 + rig.n_events;
     r.hash = r.hash * 31 + RIG_STAT(&rig, preemptions);
     r.hash = r.hash * 31 + RIG_STAT(&rig, requests_finished);
+    r.hash = r.hash * 31 + RIG_STAT(&rig, prompt_tokens_cached);
     rig_close(&rig);
     return r.hash;
 }

@@ -74,7 +74,7 @@ static void names_and_values_come_in_every_usual_form(void **state)
     assert_int_equal(c.kv_cache_memory_bytes, 3ull << 29);
     assert_int_equal(c.isolate, LL_ISOLATE_CLIENT);
     assert_true(c.is_deterministic);
-    assert_false(c.wants_prefix_caching);
+    assert_false(c.has_prefix_caching);
     assert_int_equal(c.dtype, LL_CONFIG_BFLOAT16);
     assert_string_equal(c.fake, "vocab=1000,step_us=9,depth=1");
     assert_string_equal(c.admin_socket, "/tmp/a/admin.sock");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tests/runtime/test_kv.c - the page pool: K1, K2 of runtime/kv.h. */
+/* tests/runtime/test_kv.c - the page pool: K1 to K4 of runtime/kv.h. */
 #include "tests/harness.h"
 
 #include "base/rng.h"
@@ -22,7 +22,7 @@ static int setup(void **state)
     static struct fixture f;
 
     *state = &f;
-    return ll_seq_pool_init(&f.pool, N_SEQS, 1024) < 0 || ll_kv_init(&f.kv, N_PAGES) < 0;
+    return ll_seq_pool_init(&f.pool, N_SEQS, 1024) < 0 || ll_kv_init(&f.kv, N_PAGES, 1) < 0;
 }
 
 static int teardown(void **state)
@@ -102,6 +102,53 @@ static void random_growth_keeps_every_page_with_one_owner(void **state)
     }
 }
 
+static void a_shared_page_is_free_only_when_nobody_holds_it(void **state)
+{
+    struct fixture *f = *state;
+    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+
+    ll_kv_grow(&f->kv, a, 128);
+    ll_kv_share(&f->kv, a, 0);
+    ll_kv_attach(&f->kv, b, a->page[0]);
+    ll_kv_check(&f->kv, &f->pool);
+    assert_false(ll_kv_may_write(&f->kv, a, 0, 1)); /* K1 */
+    assert_false(ll_kv_may_write(&f->kv, b, 0, 1));
+    assert_true(ll_kv_may_write(&f->kv, a, 64, 128));
+    assert_false(ll_kv_may_write(&f->kv, a, 64, 129)); /* no such page */
+    ll_kv_release(&f->kv, a);
+    assert_int_equal(f->kv.n_free, N_PAGES - 1);
+    ll_kv_check(&f->kv, &f->pool);
+    ll_kv_release(&f->kv, b);
+    assert_int_equal(f->kv.n_free, N_PAGES);
+}
+
+static void a_published_page_is_idle_until_it_is_wanted(void **state)
+{
+    struct fixture *f = *state;
+    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+
+    ll_kv_grow(&f->kv, a, 200);
+    for (uint32_t i = 0; i < 3; i++)
+        ll_kv_publish(&f->kv, a, i, (struct ll_chain){i, i});
+    uint32_t first = a->page[0], last = a->page[2];
+    ll_kv_release(&f->kv, a);
+    assert_int_equal(f->kv.n_idle, 3);
+    assert_int_equal(ll_kv_available(&f->kv), N_PAGES);
+    ll_kv_check(&f->kv, &f->pool);
+    assert_int_equal(f->kv.idle_first, last); /* a prefix loses its end first */
+    ll_kv_attach(&f->kv, b, first);
+    assert_int_equal(f->kv.n_idle, 2);
+    ll_kv_check(&f->kv, &f->pool);
+    assert_int_equal(ll_kv_evict(&f->kv, N_PAGES, 1), 1);
+    assert_int_equal(ll_kv_evict(&f->kv, N_PAGES - 2, 8), 0); /* so many are free already */
+    assert_true(ll_kv_grow(&f->kv, b, 10 * 64));
+    assert_true(ll_kv_grow(&f->kv, a, 10 * 64)); /* all, the last idle one too */
+    assert_int_equal(f->kv.index.n_indexed, 1);
+    ll_kv_check(&f->kv, &f->pool);
+    ll_kv_release(&f->kv, a);
+    ll_kv_release(&f->kv, b);
+}
+
 /* Runs fault(f) in a child and says whether it died of SIGABRT. */
 static bool aborts(struct fixture *f, void (*fault)(struct fixture *))
 {
@@ -152,6 +199,38 @@ static void double_page(struct fixture *f)
     ll_kv_check(&f->kv, &f->pool);
 }
 
+static void write_in_secret(struct fixture *f)
+{
+    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+
+    ll_kv_grow(&f->kv, a, 64);
+    ll_kv_share(&f->kv, a, 0);
+    ll_kv_attach(&f->kv, b, a->page[0]);
+    f->kv.page[a->page[0]].owner = a->index; /* as if it might still be written */
+    ll_kv_check(&f->kv, &f->pool);
+}
+
+static void hold_a_page_of_old(struct fixture *f)
+{
+    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+
+    ll_kv_grow(&f->kv, a, 64);
+    b->page[0] = a->page[0];
+    b->page_epoch[0] = a->page_epoch[0];
+    ll_kv_release(&f->kv, a);
+    ll_kv_grow(&f->kv, a, 64); /* the same page, another epoch */
+    ll_kv_share(&f->kv, a, 0);
+    b->n_pages = 1;
+    ll_kv_release(&f->kv, b);
+}
+
+static void attach_a_free_page(struct fixture *f)
+{
+    struct ll_seq *a = ll_seq_take(&f->pool);
+
+    ll_kv_attach(&f->kv, a, 0);
+}
+
 static void faults_are_noticed(void **state)
 {
     struct fixture *f = *state;
@@ -160,6 +239,9 @@ static void faults_are_noticed(void **state)
     assert_true(aborts(f, free_foreign_page));
     assert_true(aborts(f, lose_page));
     assert_true(aborts(f, double_page));
+    assert_true(aborts(f, write_in_secret));
+    assert_true(aborts(f, hold_a_page_of_old));
+    assert_true(aborts(f, attach_a_free_page));
 }
 
 int main(void)
@@ -170,6 +252,8 @@ int main(void)
         TEST(growing_takes_only_what_is_missing),
         TEST(a_pool_too_small_gives_nothing_rather_than_some),
         TEST(random_growth_keeps_every_page_with_one_owner),
+        TEST(a_shared_page_is_free_only_when_nobody_holds_it),
+        TEST(a_published_page_is_idle_until_it_is_wanted),
         TEST(faults_are_noticed),
     };
     return cmocka_run_group_tests_name("runtime/kv", tests, NULL, NULL);

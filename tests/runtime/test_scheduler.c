@@ -2,6 +2,7 @@
 /* tests/runtime/test_scheduler.c - plan and apply alone: no device, no clock, sequences made by
  * hand. A step's result is made up: each sampled id is NEXT_ID. */
 #include "tests/runtime/rig.h"
+#include "runtime/scheduler_impl.h"
 
 #define N_SEQS  40u
 #define CONTEXT 1024u
@@ -24,6 +25,7 @@ struct fixture {
     struct ll_ext ext[8192];
     struct ll_yield yields[ROWS];
     uint64_t now_ns;
+    uint32_t n_arrived;
 };
 static struct fixture f; /* large */
 
@@ -33,12 +35,13 @@ static void make(uint32_t n_pages, uint32_t n_tokens_max, uint32_t log2_events)
                                          .n_tokens_max = n_tokens_max,
                                          .n_slots = ROWS,
                                          .context_max = CONTEXT,
-                                         .stall_ns = LL_NS_PER_S};
+                                         .stall_ns = LL_NS_PER_S,
+                                         .has_prefix_cache = true};
 
     memset(&f, 0, sizeof(f));
     f.now_ns = 1000;
     assert_int_equal(ll_seq_pool_init(&f.pool, N_SEQS, CONTEXT), 0);
-    assert_int_equal(ll_kv_init(&f.kv, n_pages), 0);
+    assert_int_equal(ll_kv_init(&f.kv, n_pages, 1), 0);
     ll_outlet_init(&f.outlet, &f.pool, &f.stats, &f.to_control);
     rig_make_client(&f.client, 0, &f.domain, N_SEQS, log2_events, 16);
     ll_outlet_attach(&f.outlet, &f.client.a);
@@ -77,8 +80,9 @@ static struct ll_seq *arrive(uint32_t n_prompt, uint32_t max_tokens)
     seq->slot = seq->index;
     seq->n_prompt = seq->n_tokens = seq->n_copied = n_prompt;
     seq->max_tokens = max_tokens;
-    for (uint32_t i = 0; i < n_prompt; i++)
-        seq->token[i] = i;
+    f.n_arrived++;
+    for (uint32_t i = 0; i < n_prompt; i++) /* no two prompts begin alike */
+        seq->token[i] = i + f.n_arrived * 10000;
     *shadow = (struct ll_shadow){.phase = LL_SHADOW_ACCEPTED, .sequence = seq->index};
     f.client.a.n_open++;
     f.client.a.n_seqs++;
@@ -521,11 +525,7 @@ static void after_a_preemption_only_the_rest_is_scored(void **state)
     apply();
     assert_int_equal(seq->n_scored, 200);
     /* Preempted in the middle of its prompt, as by a lack of pages. */
-    ll_kv_release(&f.kv, seq);
-    f.scheduler.free_slot[f.scheduler.n_free_slots++] = seq->device_slot;
-    seq->device_slot = LL_NONE;
-    seq->pos_lo = seq->pos_hi = 0;
-    ll_seq_move(&f.pool, seq, LL_SEQ_WAITING);
+    ll_sched_requeue(&f.scheduler, seq);
 
     f.scheduler.limits.n_tokens_max = 1000;
     const struct ll_plan_row *row = &plan()->row[0];
@@ -560,6 +560,269 @@ static void a_prompt_recomputed_behind_its_output_is_scored_without_its_last_tok
     assert_int_equal(row->pos, 49);
     assert_int_equal(row->n_tokens, 3);
     assert_int_equal(row->flags, LL_ROW_SAMPLE);
+    apply();
+}
+
+/* ---- the prefix cache -------------------------------------------------------------------------*/
+
+/* One more with the prompt of another. */
+static struct ll_seq *arrive_like(const struct ll_seq *other, uint32_t n_prompt,
+                                  uint32_t max_tokens)
+{
+    struct ll_seq *seq = arrive(n_prompt, max_tokens);
+
+    memcpy(seq->token, other->token, ll_min_u64(n_prompt, other->n_tokens) * sizeof(uint32_t));
+    return seq;
+}
+
+/* Runs whatever there is until nothing is left to do. */
+static void run_all(void)
+{
+    for (int i = 0; i < 2000; i++) {
+        if (plan()->n_rows > 0)
+            apply();
+        atomic_store(&f.client.hot->cons_pos, f.client.a.events.prod);
+        for (uint32_t k = 0; k < N_SEQS; k++)
+            atomic_store(&f.client.slot[k].taken, f.pool.seq[k].n_written);
+    }
+}
+
+static void a_prompt_seen_before_is_computed_from_its_last_page(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(200, 1);
+    plan();
+    struct ll_seq *b = arrive_like(a, 200, 1);
+    apply(); /* a has ended, its three full pages are known */
+    assert_int_equal(a->state, LL_SEQ_FREE);
+    assert_int_equal(f.kv.n_idle, 3);
+    const struct ll_plan *p = plan();
+    assert_int_equal(p->n_rows, 1);
+    assert_int_equal(p->row[0].pos, 192);
+    assert_int_equal(p->row[0].n_tokens, 8);
+    assert_int_equal(b->n_cached, 192);
+    assert_int_equal(ll_stat_get(&f.stats.prompt_tokens_cached), 192);
+    apply();
+    assert_int_equal(f.kv.n_idle, 3);
+}
+
+static void the_last_token_of_a_prompt_is_always_computed(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(192, 1);
+    plan();
+    struct ll_seq *b = arrive_like(a, 192, 1);
+    apply();
+    assert_int_equal(plan()->row[0].n_tokens, 64);
+    assert_int_equal(b->n_cached, 128); /* floor(191 / 64) pages */
+    apply();
+}
+
+static void running_sequences_share_pages_and_never_write_them(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(130, 100);
+    plan();
+    apply();
+    struct ll_seq *b = arrive_like(a, 130, 100);
+    plan();
+    assert_int_equal(b->page[0], a->page[0]);
+    assert_int_equal(b->page[1], a->page[1]);
+    assert_int_not_equal(b->page[2], a->page[2]);
+    assert_int_equal(f.kv.page[a->page[0]].refs, 2);
+    assert_false(ll_kv_may_write(&f.kv, a, 64, 65));
+    assert_true(ll_kv_may_write(&f.kv, a, 130, 131));
+    apply();
+    run_all();
+    assert_int_equal(f.pool.list[LL_SEQ_FREE].n, N_SEQS);
+    assert_int_equal(ll_kv_available(&f.kv), 100);
+}
+
+static void generated_text_is_found_too(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(100, 100);
+    uint32_t tokens[200];
+    memcpy(tokens, a->token, sizeof(uint32_t) * 100);
+    run_all();
+    for (int i = 100; i < 200; i++)
+        tokens[i] = NEXT_ID; /* what apply() samples */
+    struct ll_seq *b = arrive(200, 1);
+    memcpy(b->token, tokens, sizeof(tokens));
+    plan();
+    assert_int_equal(b->n_cached, 192);
+    apply();
+}
+
+static void no_cache_neither_uses_nor_fills(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(200, 1);
+    a->flags = LL_REQ_NO_CACHE;
+    plan();
+    struct ll_seq *b = arrive_like(a, 200, 1);
+    apply();
+    assert_int_equal(f.kv.n_idle, 0);
+    plan();
+    assert_int_equal(b->n_cached, 0);
+    struct ll_seq *c = arrive_like(b, 200, 1);
+    c->flags = LL_REQ_NO_CACHE;
+    apply();
+    assert_int_equal(f.kv.n_idle, 3);
+    plan();
+    assert_int_equal(c->n_cached, 0);
+    apply();
+}
+
+static void prompt_logprobs_are_computed_whatever_is_cached(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(200, 1);
+    plan();
+    struct ll_seq *b = arrive_like(a, 200, 1);
+    b->flags = LL_REQ_PROMPT_LOGPROBS;
+    apply();
+    assert_int_equal(plan()->row[0].n_scored, 199);
+    apply();
+}
+
+static void who_may_not_share_finds_nothing(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 7; i++) {
+        make(100, 1000, 10);
+        struct ll_seq *a = arrive(200, 1);
+        plan();
+        struct ll_seq *b = arrive_like(a, 200, 1);
+        apply();
+        uint64_t *const fields[] = {&b->salt[0], &b->salt[1], &b->domain,
+                                    &f.scheduler.weights_epoch};
+        if (i < 4)
+            ++*fields[i];
+        else if (i == 4)
+            b->adapter = 1;
+        else if (i == 5)
+            b->adapter_generation = 1;
+        plan();
+        assert_int_equal(b->n_cached, i == 6 ? 192 : 0); /* the last round changes nothing */
+        apply();
+        if (i < 6)
+            teardown(NULL);
+    }
+}
+
+static void a_nan_empties_the_cache(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(200, 1);
+    plan();
+    struct ll_seq *b = arrive_like(a, 200, 1), *c = arrive_like(a, 200, 1);
+    apply();
+    c->flags = LL_REQ_NO_CACHE;
+    const struct ll_plan *p = plan();
+    assert_int_equal(b->n_cached, 192);
+    struct ll_result result = {.rows = f.out, .ext = f.ext, .n_rows = p->n_rows};
+    for (uint32_t i = 0; i < p->n_rows; i++)
+        f.out[i] = (struct ll_row_out){.slot = f.pool.seq[p->row[i].seq].device_slot,
+                                       .status = LL_ROW_NAN};
+    f.n_applied++;
+    ll_scheduler_apply(&f.scheduler, p, &result, f.now_ns, f.yields);
+    ll_outlet_publish(&f.outlet, f.yields, p->n_rows, f.now_ns);
+    struct ll_seq *d = arrive_like(b, 200, 1);
+    plan();
+    assert_int_equal(d->n_cached, 0);
+    apply();
+}
+
+static void idle_pages_go_the_longest_unused_first(void **state)
+{
+    (void)state;
+    make(6, 1000, 10);
+    struct ll_seq *a = arrive(130, 1);
+    uint32_t prompt[130];
+    memcpy(prompt, a->token, sizeof(prompt));
+    plan();
+    apply();
+    arrive(130, 1);
+    plan();
+    apply();
+    assert_int_equal(f.kv.n_idle, 4);
+    struct ll_seq *c = arrive(200, 1); /* 4 pages: two are free, two idle ones go */
+    plan();
+    apply();
+    assert_int_equal(c->state, LL_SEQ_FREE);
+    struct ll_seq *again = arrive(130, 1);
+    memcpy(again->token, prompt, sizeof(prompt));
+    plan();
+    assert_int_equal(again->n_cached, 0); /* a's went, the other's are there */
+    apply();
+}
+
+static void a_long_prompt_is_looked_up_in_pieces(void **state)
+{
+    (void)state;
+    make(200, 4000, 12);
+    f.scheduler.limits.context_max = CONTEXT;
+    struct ll_seq *a = arrive(1000, 1);
+    uint32_t prompt[1000];
+    memcpy(prompt, a->token, sizeof(prompt));
+    while (a->state != LL_SEQ_FREE)
+        if (plan()->n_rows > 0)
+            apply();
+    assert_int_equal(f.kv.n_idle, 15);
+    /* With a bound of a few look-ups a call, nothing starts before all of them are made. */
+    struct ll_seq *b = arrive(1000, 1);
+    memcpy(b->token, prompt, sizeof(prompt));
+    struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_lookups = 4};
+    for (uint32_t i = 1; i <= 3; i++) {
+        p.n_lookups = 4;
+        ll_sched_admit(&p, 1000);
+        assert_int_equal(b->n_pages, 4 * i);
+        assert_int_equal(b->state, LL_SEQ_WAITING);
+        check();
+    }
+    p.n_lookups = 4;
+    ll_sched_admit(&p, 1000);
+    assert_int_equal(b->n_pages, 16);
+    assert_int_equal(b->n_cached, 960);
+    plan();
+    apply();
+}
+
+static void a_waiting_sequence_gives_cached_pages_up_to_running_ones(void **state)
+{
+    (void)state;
+    make(5, 1000, 10);
+    struct ll_seq *a = arrive(130, 1);
+    uint32_t prompt[130];
+    memcpy(prompt, a->token, sizeof(prompt));
+    plan();
+    apply();
+    struct ll_seq *b = arrive(120, 200);
+    plan();
+    struct ll_seq *c = arrive(250, 1); /* two cached pages and two that are not there */
+    memcpy(c->token, prompt, sizeof(prompt));
+    apply();
+    plan();
+    assert_int_equal(c->n_pages, 2);
+    assert_int_equal(c->state, LL_SEQ_WAITING);
+    for (int i = 0; i < 150 && c->n_pages > 0; i++) {
+        apply();
+        plan();
+        atomic_store(&f.client.hot->cons_pos, f.client.a.events.prod);
+        for (uint32_t k = 0; k < N_SEQS; k++)
+            atomic_store(&f.client.slot[k].taken, f.pool.seq[k].n_written);
+    }
+    assert_int_equal(c->n_pages, 0);
+    assert_true(b->n_pages > 3);
+    assert_int_equal(ll_stat_get(&f.stats.preemptions), 0);
     apply();
 }
 
@@ -615,6 +878,17 @@ int main(void)
         TEST(each_prompt_token_is_scored_once_in_bounded_rows),
         TEST(after_a_preemption_only_the_rest_is_scored),
         TEST(a_prompt_recomputed_behind_its_output_is_scored_without_its_last_token),
+        TEST(a_prompt_seen_before_is_computed_from_its_last_page),
+        TEST(the_last_token_of_a_prompt_is_always_computed),
+        TEST(running_sequences_share_pages_and_never_write_them),
+        TEST(generated_text_is_found_too),
+        TEST(no_cache_neither_uses_nor_fills),
+        TEST(prompt_logprobs_are_computed_whatever_is_cached),
+        TEST(who_may_not_share_finds_nothing),
+        TEST(a_nan_empties_the_cache),
+        TEST(idle_pages_go_the_longest_unused_first),
+        TEST(a_long_prompt_is_looked_up_in_pieces),
+        TEST(a_waiting_sequence_gives_cached_pages_up_to_running_ones),
         TEST(the_same_state_gives_the_same_plan),
     };
     return cmocka_run_group_tests_name("runtime/scheduler", tests, NULL, NULL);

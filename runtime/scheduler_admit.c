@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* runtime/scheduler_admit.c - who starts: the order of WAITING, slots, pages, and what the prefix
+ * cache has of a prompt.
+ *
+ * Looking a prompt up takes time that grows with it, so a call does a bounded piece and the next
+ * one goes on: at most one sequence in WAITING holds cached pages meanwhile, the one to start next.
+ * It has no claim on them: a running sequence that lacks a page takes them back. */
+#include "runtime/scheduler_impl.h"
+
+#include "base/assert.h"
+#include "base/bits.h"
+#include "ll/client.h"
+
+/* ---- the prefix cache -------------------------------------------------------------------------*/
+
+static bool may_look_up(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    /* Prompt logprobs come from computing the prompt. */
+    return s->limits.has_prefix_cache &&
+           (seq->flags & (LL_REQ_NO_CACHE | LL_REQ_PROMPT_LOGPROBS)) == 0;
+}
+
+static void begin_chain(const struct ll_scheduler *s, struct ll_seq *seq)
+{
+    const struct ll_prefix_root root = {
+        .weights_epoch = s->weights_epoch,
+        .domain = seq->domain,
+        .salt = {seq->salt[0], seq->salt[1]},
+        .adapter = seq->adapter,
+        .adapter_generation = seq->adapter_generation,
+    };
+
+    seq->chain = ll_prefix_begin(&s->kv->index, &root);
+}
+
+void ll_sched_unmatch(struct ll_scheduler *s)
+{
+    if (s->matching == LL_NONE)
+        return;
+    struct ll_seq *seq = &s->pool->seq[s->matching];
+    s->matching = LL_NONE;
+    LL_ASSERT(seq->state == LL_SEQ_WAITING);
+    ll_kv_release(s->kv, seq);
+    seq->n_chained = 0;
+}
+
+/* Attaches the cached pages of what a waiting sequence has to compute; the last token is always
+ * computed, since its logits are wanted. false: the call's look-ups are used up. */
+static bool match(struct ll_planning *p, struct ll_seq *seq)
+{
+    struct ll_scheduler *s = p->s;
+    uint32_t n_max = (seq->n_tokens - 1) / LL_PAGE_TOKENS;
+
+    if (!may_look_up(s, seq))
+        return true;
+    if (s->matching != seq->index)
+        ll_sched_unmatch(s);
+    if (seq->n_chained == 0)
+        begin_chain(s, seq);
+    for (; seq->n_pages < n_max; p->n_lookups--) {
+        const uint32_t *ids = seq->token + seq->n_pages * LL_PAGE_TOKENS;
+        if (p->n_lookups == 0)
+            return false;
+        struct ll_chain chain = ll_prefix_step(&s->kv->index, seq->chain, ids);
+        uint32_t page = ll_prefix_find(&s->kv->index, chain, ids);
+        if (page == LL_NONE)
+            break; /* what another one publishes meanwhile is found by the next try */
+        ll_kv_attach(s->kv, seq, page);
+        s->matching = seq->index;
+        seq->chain = chain;
+        seq->n_chained++;
+    }
+    return true;
+}
+
+void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    uint32_t n_full = seq->n_done / LL_PAGE_TOKENS;
+
+    if (seq->n_chained >= n_full || !s->limits.has_prefix_cache ||
+        (seq->flags & LL_REQ_NO_CACHE) != 0)
+        return;
+    if (seq->n_chained == 0)
+        begin_chain(s, seq);
+    for (; seq->n_chained < n_full && s->n_publish_left > 0; s->n_publish_left--) {
+        const uint32_t *ids = seq->token + seq->n_chained * LL_PAGE_TOKENS;
+        seq->chain = ll_prefix_step(&s->kv->index, seq->chain, ids);
+        ll_kv_publish(s->kv, seq, seq->n_chained, seq->chain);
+        seq->n_chained++;
+    }
+}
+
+/* ---- admission --------------------------------------------------------------------------------*/
+
+/* May a waiting sequence that wants n_pages more start? Slots and pages only. */
+static bool has_room_for(const struct ll_planning *p, uint32_t n_pages)
+{
+    const struct ll_scheduler *s = p->s;
+    /* A page for each that runs: they will want one before long. */
+    uint32_t n_kept = s->pool->list[LL_SEQ_RUNNING].n;
+
+    return s->n_free_slots > 0 && ll_kv_available(s->kv) >= (uint64_t)n_pages + n_kept;
+}
+
+static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
+{
+    struct ll_scheduler *s = p->s;
+    uint32_t n_cached = seq->n_pages * LL_PAGE_TOKENS;
+
+    if (s->matching == seq->index)
+        s->matching = LL_NONE;
+    if (seq->t_run_ns == 0) { /* not after a preemption */
+        seq->n_cached = n_cached;
+        ll_stat_add(&s->stats->prompt_tokens_cached, n_cached);
+    }
+    seq->n_done = seq->pos_lo = seq->pos_hi = n_cached;
+    bool has_grown = ll_kv_grow(s->kv, seq, n_tokens);
+    LL_ASSERT(has_grown);
+    seq->device_slot = s->free_slot[--s->n_free_slots];
+    seq->needs_init = true;
+    ll_seq_move(s->pool, seq, LL_SEQ_RUNNING);
+    ll_sched_join_prefill(s, seq);
+    ll_outlet_phase(s->outlet, seq, LL_PHASE_RUNNING, p->now_ns);
+}
+
+/* Has its reader room for what its first row yields? A starved one is passed over. */
+static bool has_credit(struct ll_planning *p, struct ll_seq *seq)
+{
+    uint32_t n_events = ll_outlet_row_events(seq, 1, 0);
+
+    if (!ll_outlet_book(p->s->outlet, seq, n_events, p->now_ns)) {
+        if (p->now_ns - seq->starved_ns >= p->s->limits.stall_ns)
+            ll_sched_end(p->s, seq, LL_END_STALLED, LL_E_STALLED);
+        return false;
+    }
+    ll_outlet_unbook(p->s->outlet, seq, n_events);
+    return true;
+}
+
+void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
+{
+    struct ll_scheduler *s = p->s;
+    struct ll_seq_list *list = &s->pool->list[LL_SEQ_WAITING];
+    uint32_t n_passed = 0;
+
+    while (list->first != LL_NONE && s->n_free_slots > 0 && n_tokens > 0 &&
+           n_passed < LL_SCHED_PASS_MAX) {
+        struct ll_seq *seq = &s->pool->seq[list->first];
+        if (ll_sched_end_if_due(s, seq, p->now_ns))
+            continue;
+        if (!has_credit(p, seq)) {
+            /* Its reader is behind: others must not wait for that. */
+            if (seq->state == LL_SEQ_WAITING) {
+                if (s->matching == seq->index)
+                    ll_sched_unmatch(s);
+                ll_seq_move(s->pool, seq, LL_SEQ_WAITING);
+            }
+            n_passed++;
+            continue;
+        }
+        if (!match(p, seq))
+            return;
+        /* All it has to compute, so that two long prompts never starve each other half way. */
+        uint64_t n_booked = ll_sched_tokens_booked(s, seq, seq->n_tokens);
+        uint32_t n_pages = ll_kv_pages_for(n_booked);
+        if (n_pages > s->kv->n_pages) {
+            ll_sched_end(s, seq, LL_END_FAILED, LL_E_NEVER_FITS);
+            continue;
+        }
+        n_pages -= seq->n_pages;
+        struct ll_seq *slow;
+        if (!has_room_for(p, n_pages) && (slow = ll_sched_slowest(p)) != NULL)
+            ll_sched_preempt(p, slow, true);
+        if (!has_room_for(p, n_pages))
+            return;
+        start(p, seq, n_booked);
+        n_tokens -= (uint32_t)ll_min_u64(n_tokens, seq->n_tokens - seq->pos_hi);
+    }
+}
