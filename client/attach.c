@@ -167,7 +167,9 @@ static int receive(int socket, uint64_t deadline_ns, enum ll_msg_type type, size
         if (rc < 0 && errno != EINTR)
             return LL_ERRNO("poll");
         if (rc == 0)
-            return LL_ERR(LL_E_TIMEOUT, "the runtime did not answer in time: is it stopped?");
+            return LL_ERR(LL_E_TIMEOUT,
+                          "the runtime did not answer in time: look at its log, restart "
+                          "it if it hangs");
         *n_fds = 0;
         int n = ll_msg_recv_fds(socket, message, sizeof(*message), fds, LL_FD_COUNT, n_fds);
         if (n == -EAGAIN || n == -EINTR)

@@ -75,11 +75,17 @@ static int refuse_unknown(const char *where, const char *name, size_t n_name)
             best = &list[i];
         }
     }
+    n_name = ll_min_u64(n_name, 100);
+    if (where == NULL && best != NULL)
+        return LL_ERR(LL_E_INVAL, "unknown option --%.*s; did you mean --%s?", (int)n_name, name,
+                      best->name);
+    if (where == NULL)
+        return LL_ERR(LL_E_INVAL, "unknown option --%.*s; see llringd --help", (int)n_name, name);
     if (best != NULL)
         return LL_ERR(LL_E_INVAL, "%s: unknown option \"%.*s\"; did you mean \"%s\"?", where,
                       (int)n_name, name, best->name);
-    return LL_ERR(LL_E_INVAL, "%s: unknown option \"%.*s\"; see llringd --help", where,
-                  (int)ll_min_u64(n_name, 100), name);
+    return LL_ERR(LL_E_INVAL, "%s: unknown option \"%.*s\"; see llringd --help", where, (int)n_name,
+                  name);
 }
 
 /* ---- one value -------------------------------------------------------------------------------*/
@@ -331,7 +337,7 @@ static int read_flag(struct ll_config *config, int argc, char *const *argv, int 
             return set(config, option, "no", where);
     }
     if (option == NULL)
-        return refuse_unknown("llringd", name, n);
+        return refuse_unknown(NULL, name, n);
     if (value == NULL && option->kind == LL_OPTION_BOOL)
         return set(config, option, "yes", where);
     if (value == NULL) {
@@ -360,13 +366,13 @@ static int read_flags(struct ll_config *config, int argc, char *const *argv)
         }
         if (is_ended || argv[i][0] != '-') {
             if (has_model)
-                return LL_ERR(LL_E_INVAL, "llringd: one model at a time, not also \"%s\"", argv[i]);
+                return LL_ERR(LL_E_INVAL, "one model at a time, not also \"%s\"", argv[i]);
             has_model = true;
             rc = set(config, find("model", 5), argv[i], "model");
         } else if (strncmp(argv[i], "--", 2) == 0) {
             rc = read_flag(config, argc, argv, &i);
         } else {
-            rc = LL_ERR(LL_E_INVAL, "llringd: unknown option \"%s\"; see llringd --help", argv[i]);
+            rc = LL_ERR(LL_E_INVAL, "unknown option %s; see llringd --help", argv[i]);
             for (size_t k = 0; k < LL_COUNT(short_names); k++)
                 if (strcmp(argv[i], short_names[k].letter) == 0) {
                     char *as_long[] = {argv[0], (char *)(uintptr_t)short_names[k].name,

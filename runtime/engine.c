@@ -20,6 +20,7 @@
 #define REPLAN_NS  (200 * LL_NS_PER_US) /* a reader that frees credits rings no bell */
 #define LEAD_NS    (20 * LL_NS_PER_US)  /* submit a step at least so long before it is needed */
 #define SLEEP_MS   90                   /* G5, and 10 ms for the kernel to wake us */
+#define LOOK_NS    (100 * LL_NS_PER_MS) /* counts for a look at a step that is not done, at most */
 #define NAP_MS     1                    /* sleep while something is open: credits, deadlines */
 #define EVENTS_MAX 64
 
@@ -326,6 +327,7 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
     if (step->ticket < 0)
         return fail(engine, "submit", (int)step->ticket, error.s);
     step->start_ns = n_in_flight(engine) == 0 ? clock_ns(engine) : 0;
+    step->waited_ns = 0;
     engine->n_submitted++;
     engine->is_dirty = true; /* the step after it may be planned */
     ll_hist_add(&engine->stats->batch_rows, step->plan.n_rows);
@@ -351,7 +353,12 @@ static int poll_and_apply(struct ll_engine *engine, uint64_t *now_ns)
     *now_ns = done_ns;
     if (rc == 0) {
         ll_stat_add(&engine->stats->steps_idle_polls, 1);
-        if (done_ns - step->start_ns > o->step_timeout_ns)
+        /* Time in which nobody looked is no fault of the device: SIGSTOP, a debugger, a machine
+         * with more to do than CPUs. */
+        uint64_t since_ns = ll_max_u64(step->start_ns, engine->looked_ns);
+        step->waited_ns += ll_min_u64(done_ns - since_ns, LOOK_NS);
+        engine->looked_ns = done_ns;
+        if (step->waited_ns > o->step_timeout_ns)
             return fail(engine, "poll", LL_E_TIMEOUT, "the step does not end");
         return 0;
     }

@@ -62,6 +62,7 @@ struct ll_engine_step {
     int64_t ticket;
     uint64_t
         start_ns; /* when the device could begin: at submit, or at the end of the step before */
+    uint64_t waited_ns; /* of that, what poll was seen to say "not yet" for */
 };
 
 struct ll_engine {
@@ -90,7 +91,8 @@ struct ll_engine {
     uint64_t next_plan_ns;     /* plan again then, dirty or not: credits, deadlines */
     uint64_t predicted_ns[16]; /* length of a step by log2 of its tokens; 0: not known */
     uint64_t host_mean_ns, poll_mean_ns;
-    uint64_t host_ns; /* host work since the last step was applied */
+    uint64_t host_ns;   /* host work since the last step was applied */
+    uint64_t looked_ns; /* when poll last said "not yet" */
 
     uint64_t now_ns; /* of the last turn's begin */
     uint64_t next_beat_ns, next_mail_ns, next_gauges_ns;

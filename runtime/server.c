@@ -256,6 +256,18 @@ static struct ll_gate_limits gate_limits(const struct server *server)
     return limits;
 }
 
+/* A CPU may work on a large model's prompt for long; its backend ends a step that does not move
+ * after 5 s by itself, so here only a limit of the whole is needed. Any other device that takes 5 s
+ * for a step is dead (backend.h B6). */
+static uint64_t step_timeout_ns(const struct server *server)
+{
+    bool is_cpu = strcmp(server->setup.backend->name, "cpu") == 0;
+
+    if (server->config->step_timeout_s != 0)
+        return server->config->step_timeout_s * LL_NS_PER_S;
+    return (is_cpu ? 60 : 5) * LL_NS_PER_S;
+}
+
 static int make_engine(struct server *server)
 {
     const struct ll_config *config = server->config;
@@ -281,8 +293,8 @@ static int make_engine(struct server *server)
         .control_fd = server->step_fd,
         .notify_fd = ll_control_notify_fd(server->control),
         .spin_ns = ll_max_u64(config->spin_us, 1) * LL_NS_PER_US,
-        .step_timeout_ns = config->step_timeout_s * LL_NS_PER_S,
         .seed = random_u64(),
+        .step_timeout_ns = step_timeout_ns(server),
         .yields = setup->topology.yields,
     };
     int rc = ll_engine_open(&server->engine, &options);

@@ -189,7 +189,9 @@ struct ll_request {
  * NULL. The runtime can see it when this returns.
  *   LL_E_AGAIN   all slots or the arena are in use and nothing was queued: poll, then try again
  *   LL_E_INVAL, LL_E_TOO_LONG, LL_E_UNSUPPORTED   seen here already; nothing was queued
- *   LL_E_RUNTIME_LOST, LL_E_TIMEOUT, LL_E_FORKED
+ *   LL_E_DRAINING   the runtime is stopping; requests already open go on
+ *   LL_E_TIMEOUT    the runtime hangs; nothing was queued, later calls may succeed
+ *   LL_E_RUNTIME_LOST, LL_E_PROTOCOL, LL_E_FORKED   this handle is of no more use: open another
  * What only the runtime can tell (LL_E_BUSY, LL_E_NEVER_FITS, ...) comes as an ERROR output. */
 LL_API int ll_client_submit(struct ll_client *client, const struct ll_request *request,
                             uint64_t *id_out);
@@ -279,10 +281,16 @@ LL_API int ll_client_poll_request(struct ll_client *client, uint64_t id, struct 
 LL_API int ll_client_wait(struct ll_client *client, struct ll_output *out, int n_max,
                           int64_t timeout_ns);
 
-/* For event loops: a descriptor that becomes readable when outputs may be there. Arm before each
- * sleep: 1 means outputs are there already (do not sleep), 0 armed. After waking, poll. The
- * descriptor belongs to the handle. */
+/* For event loops: a descriptor that becomes readable when outputs may be there or the runtime has
+ * gone. It is an epoll descriptor of the library's own: watch it for reading with poll, select or
+ * another epoll, level-triggered, and never read, change or close it. LL_E_FORKED in a child. */
 LL_API int ll_client_fd(const struct ll_client *client);
+/* Arm before each sleep on that descriptor; after waking, poll.
+ *   0  armed: sleep
+ *   1  outputs, or the end of the attachment, are there already: do not sleep, poll
+ *   LL_E_TIMEOUT  not armed: the runtime hangs. Requests are still open; try again after a second
+ *   LL_E_FORKED   this process did not open the handle
+ * A runtime that hangs wakes nobody: let the event loop come round once a second and arm again. */
 LL_API int ll_client_arm(struct ll_client *client);
 
 /* Requests submitted and not yet ended by an output the application has read. */

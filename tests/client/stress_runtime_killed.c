@@ -112,7 +112,7 @@ static void a_runtime_killed_under_load_loses_nothing_silently(void **state)
             run_client(&echo, tally, rng + (uint64_t)i);
     }
     uint64_t end_ns = ll_now_ns() + (uint64_t)(ll_test_seconds(6) * 1e9);
-    while (ll_now_ns() < end_ns) {
+    while (ll_now_ns() < end_ns || n_kills < 100) { /* T15 asks for 100, however long they take */
         usleep(20000 + (useconds_t)(ll_splitmix64(&rng) % 100000));
         echo_kill(&echo);
         n_kills++;
@@ -130,7 +130,6 @@ static void a_runtime_killed_under_load_loses_nothing_silently(void **state)
     assert_int_equal(echo_stop(&echo), 0);
     echo_free(&echo);
     assert_int_equal(tally->n_wrong, 0);
-    assert_true(n_kills >= 10);
     assert_true(tally->n_lost > 0 && tally->n_finished > 0);
     assert_true(tally->n_reopened > n_kills);
 }

@@ -577,7 +577,7 @@ uint32_t echo_read(struct ll_client *client, uint64_t id, uint32_t seed, struct 
 
 void echo_await(const _Atomic uint64_t *word, uint64_t value)
 {
-    uint64_t deadline_ns = ll_now_ns() + 10 * LL_NS_PER_S;
+    uint64_t deadline_ns = ll_now_ns() + 30 * LL_NS_PER_S;
 
     while (get(word) < value) {
         if (ll_now_ns() > deadline_ns)

@@ -634,7 +634,7 @@ static void waiting_with_a_timeout_returns_in_time(void **state)
     assert_int_equal(ll_client_wait(client, &out, 1, 0), 0);
     assert_int_equal(ll_client_wait(client, &out, 1, 50 * (int64_t)LL_NS_PER_MS), 0);
     uint64_t took_ns = ll_now_ns() - start_ns;
-    assert_true(took_ns >= 50 * LL_NS_PER_MS && took_ns < 500 * LL_NS_PER_MS);
+    assert_true(took_ns >= 50 * LL_NS_PER_MS && took_ns < 10 * LL_NS_PER_S);
     ll_client_close(client);
 }
 

@@ -18,13 +18,13 @@ wake_ups() {
 
 start_runtime "$model" --device fake
 sleep 1
-before=$(wake_ups "$runtime_pid")
+before=$(wake_ups "$runtime_pid") begin=$(date +%s%N)
 sleep 3
-n=$(($(wake_ups "$runtime_pid") - before))
-[ "$n" -le 36 ] || fail "$n wake-ups of llringd in 3 s of idleness"
+n=$(($(wake_ups "$runtime_pid") - before)) ms=$((($(date +%s%N) - begin) / 1000000))
+[ "$n" -le $((12 * ms / 1000)) ] || fail "$n wake-ups of llringd in $ms ms of idleness"
 stop_runtime
 
-command -v strace >/dev/null || finish
+command -v strace >/dev/null || { echo "no strace: the spinning part is skipped" && finish; }
 start_runtime "$model" --device fake --spin-us 1000000000
 step=
 for task in /proc/"$runtime_pid"/task/*; do

@@ -408,6 +408,22 @@ static void a_step_that_never_ends_is_a_failure(void **state)
         .extra = "hang_at=7", .n_device_slots = 8, .step_timeout_ns = 3 * LL_NS_PER_MS});
 }
 
+/* The same as if the process had been stopped (SIGSTOP) in the middle of a step. */
+static void time_in_which_nobody_polls_is_no_fault_of_the_device(void **state)
+{
+    (void)state;
+    rig_open(&rig, &(struct rig_config){.extra = "polls=3", .checks = true});
+    submit_many(4, 60, 20);
+    for (int i = 0; i < 12; i++) {
+        rig_turn(&rig);
+        rig.now_ns += 6 * LL_NS_PER_S;
+    }
+    assert_int_equal(RIG_STAT(&rig, requests_failed), 0);
+    rig_finish(&rig, 100000);
+    assert_int_equal(RIG_STAT(&rig, requests_finished), 4);
+    rig_close(&rig);
+}
+
 static void a_nan_fails_its_request_and_no_other(void **state)
 {
     (void)state;
@@ -527,6 +543,19 @@ static void wait_for(uint32_t n_finished)
     assert_int_equal(RIG_STAT(&rig, requests_finished), n_finished);
 }
 
+/* Waits for the heart to beat; when it did. */
+static uint64_t next_beat(void)
+{
+    uint64_t before_ns = atomic_load(&rig.info->heartbeat_ns), beat_ns = before_ns;
+
+    for (int i = 0; i < 5000 && beat_ns == before_ns; i++) {
+        usleep(1000);
+        beat_ns = atomic_load(&rig.info->heartbeat_ns);
+    }
+    assert_true(beat_ns > before_ns);
+    return beat_ns;
+}
+
 static void the_loop_sleeps_when_idle_and_wakes_when_kicked(void **state)
 {
     (void)state;
@@ -543,9 +572,14 @@ static void the_loop_sleeps_when_idle_and_wakes_when_kicked(void **state)
         for (int i = 0; i < 3000 && RIG_STAT(&rig, sleeps) == n_sleeps; i++)
             usleep(1000);
         assert_true(RIG_STAT(&rig, sleeps) > n_sleeps);
-        /* G5: the heart beats in sleep. */
-        uint64_t beat_ns = atomic_load(&rig.info->heartbeat_ns);
-        assert_true(ll_now_ns() - beat_ns < 300 * LL_NS_PER_MS);
+        /* G5: the heart beats in sleep. The shortest of some gaps, for machines with more to do. */
+        uint64_t beat_ns = next_beat(), shortest_ns = UINT64_MAX;
+        for (int i = 0; i < 20 && shortest_ns > 200 * LL_NS_PER_MS; i++) {
+            uint64_t next_ns = next_beat();
+            shortest_ns = ll_min_u64(shortest_ns, next_ns - beat_ns);
+            beat_ns = next_ns;
+        }
+        assert_true(shortest_ns < 200 * LL_NS_PER_MS);
         struct rig_spec spec = {.n_prompt = 20, .max_tokens = 10, .seed = round};
         rig_submit(&rig, 0, &spec);
         ll_wait_kick(rig.info, rig.client[0].a.kick_fd);
@@ -605,6 +639,7 @@ int main(void)
         cmocka_unit_test(a_client_whose_indices_lie_is_fenced),
         cmocka_unit_test(a_failing_step_tells_everybody_once),
         cmocka_unit_test(a_step_that_never_ends_is_a_failure),
+        cmocka_unit_test(time_in_which_nobody_polls_is_no_fault_of_the_device),
         cmocka_unit_test(a_nan_fails_its_request_and_no_other),
         cmocka_unit_test(a_drain_finishes_what_was_accepted_and_refuses_the_rest),
         cmocka_unit_test(a_drain_past_its_time_fails_the_rest),

@@ -348,7 +348,7 @@ static void drain_finishes_what_runs_and_ends_the_process(void **state)
     start(&runtime, ARGS("--device", "fake", "--fake-step-us", "5000"));
     struct ll_client *client = attach(&runtime);
     submit(client, 10, 50); /* a quarter of a second */
-    while (stat_of(client, "requests_running") == 0)
+    while (stat_of(client, "requests_accepted") == 0)
         usleep(1000);
     json_t *json = admin_ask(&runtime, "drain\n");
     assert_string_equal(json_string_value(json_object_get(json, "state")), "draining");

@@ -44,7 +44,7 @@ run 2 "$llring" check --golden "$golden"
 echo "-- files and runtimes that are not there"
 export LLRING_SOCKET=$scratch/none.sock
 run 1 "$llring" chat --once hello
-says "$err" "$scratch/none.sock" "llring serve" "(or with --socket)"
+says "$err" "$scratch/none.sock" "llring serve" "(--socket names another)"
 equal "$(wc -l <"$err")" 1 "lines of the error"
 for arguments in "complete hello" "bench" "status" "complete --ids 1"; do
     # shellcheck disable=SC2086
@@ -55,10 +55,10 @@ unset LLRING_SOCKET
 run 1 "$llring" batch "$scratch/absent.jsonl" "$scratch/results"
 says "$err" "absent.jsonl" "No such file"
 run 1 "$llring" check "$model" --golden "$scratch/absent.json"
-says "$err" "absent.json"
+says "$err" "--golden: unable to open $scratch/absent.json: No such file or directory: give a file"
 echo '{"a": ' >"$scratch/bad.json"
 run 1 "$llring" check "$model" --golden "$scratch/bad.json"
-says "$err" "bad.json" "line"
+says "$err" "--golden $scratch/bad.json: line 2: "
 run 1 "$llring" check "$scratch/no-model" --golden "$golden"
 says "$err" "no-model" "llringd did not start"
 "$llring" serve "$scratch/no-model" --socket "$scratch/s" >"$out" 2>"$err"
@@ -121,17 +121,25 @@ check_ledger
 stop_runtime
 
 echo "-- interrupted; a runtime that hangs and one that is killed in mid-answer"
+# await_accepted N: until the runtime has taken so many requests.
+await_accepted() {
+    for _ in $(seq 400); do
+        [ "$(stat requests_accepted)" -lt "$1" ] || return 0
+        sleep 0.05
+    done
+    fail "request $1 did not reach the runtime"
+}
 start_runtime --device fake --fake-step-us 20000
 env --default-signal=INT "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
-sleep 0.5
+await_accepted 1
 kill -INT $pid
 wait $pid
 equal $? 130 "exit code after SIGINT"
 equal "$(stat requests_cancelled)" 1 "cancelled requests"
 "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
-sleep 0.5
+await_accepted 2
 kill -STOP "$runtime_pid"
 wait $pid
 equal $? 1 "exit code when the runtime hangs"
@@ -140,7 +148,7 @@ kill -CONT "$runtime_pid"
 run 0 "$llring" complete --socket "$socket" --ids 1,2 -n 2
 "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
-sleep 0.5
+await_accepted 4
 kill -KILL "$runtime_pid"
 wait "$runtime_pid" 2>/dev/null
 wait $pid

@@ -104,8 +104,8 @@ static int load_tools(const char *path, struct conversation *c)
     json_t *tools = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
 
     if (tools == NULL)
-        return terminal_fail("--tools %s: %s (line %d): give a file with a JSON array of tools",
-                             path, error.text, error.line);
+        return terminal_fail_file("--tools", path, error.line, error.text,
+                                  "a file with a JSON array of tools");
     bool is_array = json_is_array(tools);
     if (is_array)
         c->tools_json = json_dumps(tools, JSON_COMPACT);

@@ -251,8 +251,8 @@ static json_t *load_golden(const char *path)
     json_t *golden = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
 
     if (golden == NULL) {
-        terminal_fail("--golden %s: %s (line %d): give a file like tests/data/golden.json", path,
-                      error.text, error.line);
+        terminal_fail_file("--golden", path, error.line, error.text,
+                           "a file like tests/data/golden.json");
         return NULL;
     }
     if (!json_is_array(golden) || json_array_size(golden) == 0) {

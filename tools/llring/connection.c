@@ -44,7 +44,7 @@ int connection_open(struct connection *out, const struct connection_options *opt
 
     while ((rc = ll_client_open(&connection.client, &attach)) < 0) {
         if (!is_absent(rc) || ll_now_ns() >= deadline_ns || interrupts_count() > 0)
-            return is_absent(rc) ? terminal_fail("%s (or with --socket)", ll_error_text())
+            return is_absent(rc) ? terminal_fail("%s (--socket names another)", ll_error_text())
                                  : terminal_fail_code(rc, NULL);
         usleep(WAIT_STEP_US);
     }

@@ -56,6 +56,14 @@ int terminal_fail(const char *format, ...)
     return EXIT_FAILED;
 }
 
+int terminal_fail_file(const char *option, const char *path, int line, const char *text,
+                       const char *wanted)
+{
+    if (line <= 0)
+        return terminal_fail("%s: %s: give %s", option, text, wanted);
+    return terminal_fail("%s %s: line %d: %s: give %s", option, path, line, text, wanted);
+}
+
 int terminal_fail_code(int code, const char *text)
 {
     if (text == NULL)

@@ -22,6 +22,11 @@ const char *terminal_style(FILE *stream, enum terminal_style style);
 /* "llring: <text>" on standard error; EXIT_FAILED. */
 int terminal_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The same for a file that an option names: what is wrong in which line (0 or less: the file itself
+ * cannot be read, and the text says its name) and what to give instead. */
+int terminal_fail_file(const char *option, const char *path, int line, const char *text,
+                       const char *wanted);
+
 /* The same for a code of the library: what went wrong and what to do, with the code's name. text
  * NULL: ll_error_text(). */
 int terminal_fail_code(int code, const char *text);
