@@ -366,7 +366,7 @@ static void drain_finishes_what_runs_and_ends_the_process(void **state)
 static void wrong_usage_exits_2_with_one_sentence(void **state)
 {
     (void)state;
-    expect_exit(2, "did you mean \"device\"?", ARGS("--devise", "cpu"));
+    expect_exit(2, "did you mean --device?", ARGS("--devise", "cpu"));
     expect_exit(2, "no model: give a directory", ARGS("--socket", "/tmp/llring-none/x.sock"));
     char model[512];
 
