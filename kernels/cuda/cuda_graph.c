@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cuda/cuda_graph.c - one forward pass, and its capture as a graph a bucket.
+ *
+ * A graph is fixed by (token bucket, logit bucket, tile bucket, has decode rows, weight set): what
+ * a batch holds beyond that comes through the device tables. Padding costs arithmetic, never bytes
+ * of weights. Reads in the order of the model; compare kernels/cpu's forward pass. */
+#include "kernels/cuda/device.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+
+/* 1, 2, 4, 8, 16..256 by 8, 320, 384, 512, 768, 1024 and then powers of two. */
+uint32_t ll_cuda_token_bucket(uint32_t n)
+{
+    static const uint32_t steps[] = {320, 384, 512, 768, 1024};
+
+    if (n <= 2)
+        return n;
+    if (n <= 4)
+        return 4;
+    if (n <= 256)
+        return (n + 7) / 8 * 8;
+    for (int i = 0; i < 5; i++)
+        if (n <= steps[i])
+            return steps[i];
+    uint32_t bucket = 2048;
+    while (bucket < n)
+        bucket *= 2;
+    return bucket;
+}
+
+/* As many as tokens while those are few (every decode row samples); else a power of four, so that a
+ * long prefill does not pay for logits nobody reads. */
+uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
+{
+    uint32_t bucket = 1;
+
+    if (n_logits == 0)
+        return 0;
+    while (bucket < n_logits)
+        bucket *= 4;
+    return bucket < n_tokens_bucket     ? bucket
+           : n_logits > n_tokens_bucket ? bucket
+                                        : n_tokens_bucket;
+}
+
+static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
+                  const float *x_scale, uint32_t t, struct ll_text *error)
+{
+    const struct ll_gemm_args args = {
+        .kind = l->dtype == LL_DTYPE_E4M3 ? LL_GEMM_FP8 : LL_GEMM_BF16,
+        .y = y,
+        .x = x,
+        .w = l->w,
+        .x_scale = x_scale,
+        .w_scale = l->scale,
+        .t = t,
+        .n = l->rows,
+        .k = l->cols,
+    };
+    return ll_gemm_run(&d->gemm, &args, d->stream, error);
+}
+
+static float *scale_for(const struct ll_cuda_linear *l, float *scale)
+{
+    return l->dtype == LL_DTYPE_E4M3 ? scale : NULL;
+}
+
+static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_layer *w, uint32_t t,
+                     uint32_t n_tiles, bool has_decode, struct ll_text *error)
+{
+    const struct ll_model_shape *s = &d->shape;
+    const struct ll_cuda_attend_args args = {
+        .tables = &d->tables,
+        .qkv = d->qkv,
+        .out = d->attn,
+        .kv = (unsigned char *)d->kv + (size_t)layer * d->n_pages * d->page_bytes,
+        .is_kv_fp8 = d->is_kv_fp8,
+        .rope = d->rope,
+        .partial = d->partial,
+        .arrived = d->arrived,
+        .n_heads = s->n_heads,
+        .n_kv_heads = s->n_kv_heads,
+        .head_dim = s->head_dim,
+        .n_tokens = t,
+        .n_rows_max = d->options.n_rows_max,
+        .n_tiles = n_tiles,
+        .n_blocks = d->n_sm * 2,
+        .scale = 1.0f / sqrtf((float)s->head_dim),
+    };
+    int rc = ll_cuda_rope_append(&args, d->stream);
+
+    if (rc == 0 && has_decode)
+        rc = ll_cuda_attend_decode(&args, d->stream);
+    if (rc == 0 && n_tiles > 0)
+        rc = ll_cuda_attend_prefill(&args, d->stream);
+    if (rc == 0 && w->o.dtype == LL_DTYPE_E4M3)
+        rc = ll_cuda_quantize(d->act, d->act_scale, d->attn, t, w->o.cols, d->stream);
+    if (rc < 0)
+        return ll_cuda_fail(error, "attention", cudaGetLastError());
+    return linear(d, &w->o, d->delta, w->o.dtype == LL_DTYPE_E4M3 ? d->act : d->attn, d->act_scale,
+                  t, error);
+}
+
+static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint32_t t,
+                        struct ll_text *error)
+{
+    int rc = linear(d, &w->gate_up, d->gate_up, d->h, d->h_scale, t, error);
+
+    if (rc < 0)
+        return rc;
+    rc = ll_cuda_swiglu(d->act, scale_for(&w->down, d->act_scale), d->gate_up, t, d->shape.n_ff,
+                        d->stream);
+    if (rc < 0)
+        return ll_cuda_fail(error, "swiglu", cudaGetLastError());
+    return linear(d, &w->down, d->delta, d->act, d->act_scale, t, error);
+}
+
+/* x += delta; h = norm(x), quantised if the next linear wants it. */
+static int norm(struct ll_device *d, const void *delta, const void *weight,
+                const struct ll_cuda_linear *next, uint32_t t, struct ll_text *error)
+{
+    int rc = ll_cuda_rmsnorm(d->h, scale_for(next, d->h_scale), d->x, delta, weight, NULL, t,
+                             d->shape.n_embd, d->shape.rms_eps, d->stream);
+
+    return rc < 0 ? ll_cuda_fail(error, "rmsnorm", cudaGetLastError()) : 0;
+}
+
+static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
+                           struct ll_text *error)
+{
+    const struct ll_model_shape *s = &d->shape;
+    const struct ll_cuda_sample_args sample = {
+        .tables = &d->tables,
+        .logits = d->logits,
+        .rows = (struct ll_row_out *)(d->results_device + d->layout.out_rows),
+        .ext = (struct ll_ext *)(d->results_device + d->layout.out_ext),
+        .n_rows_max = d->options.n_rows_max,
+        .n_ext_max = d->layout.n_ext_max,
+        .n_logits = n_logits,
+        .n_vocab = s->n_vocab,
+    };
+    const struct ll_gemm_args head = {
+        .kind = LL_GEMM_BF16_F32,
+        .y = d->logits,
+        .x = d->gathered,
+        .w = w->head,
+        .t = n_logits,
+        .n = d->n_vocab_padded,
+        .k = s->n_embd,
+    };
+    int rc = ll_cuda_rmsnorm(d->gathered, NULL, d->x, d->delta, w->final_norm, d->tables.logits,
+                             n_logits, s->n_embd, s->rms_eps, d->stream);
+    if (rc < 0)
+        return ll_cuda_fail(error, "final norm", cudaGetLastError());
+    rc = ll_gemm_run(&d->gemm, &head, d->stream, error);
+    if (rc < 0)
+        return rc;
+    rc = ll_cuda_sample(&sample, d->stream);
+    return rc < 0 ? ll_cuda_fail(error, "sample", cudaGetLastError()) : 0;
+}
+
+int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
+                    bool has_decode, uint32_t weights, struct ll_text *error)
+{
+    const struct ll_cuda_weights *w = &d->weights[weights];
+    const uint32_t n_layers = d->shape.n_layers;
+    int rc =
+        ll_cuda_step_begin(&d->tables, d->areas_device, &d->layout, n_tokens, n_logits, d->stream);
+
+    if (rc == 0)
+        rc = ll_cuda_embed(d->x, w->embed, d->tables.token_id, d->tables.token_slot, n_tokens,
+                           d->shape.n_embd, d->shape.n_vocab, d->stream);
+    if (rc < 0)
+        return ll_cuda_fail(error, "step begin", cudaGetLastError());
+    rc = norm(d, NULL, w->layer[0].attn_norm, &w->layer[0].qkv, n_tokens, error);
+    for (uint32_t i = 0; i < n_layers && rc == 0; i++) {
+        const struct ll_cuda_layer *layer = &w->layer[i];
+        rc = linear(d, &layer->qkv, d->qkv, d->h, d->h_scale, n_tokens, error);
+        if (rc == 0)
+            rc = attention(d, i, layer, n_tokens, n_tiles, has_decode, error);
+        if (rc == 0)
+            rc = norm(d, d->delta, layer->ffn_norm, &layer->gate_up, n_tokens, error);
+        if (rc == 0)
+            rc = feed_forward(d, layer, n_tokens, error);
+        if (rc == 0 && i + 1 < n_layers)
+            rc = norm(d, d->delta, layer[1].attn_norm, &layer[1].qkv, n_tokens, error);
+    }
+    if (rc == 0 && n_logits > 0)
+        rc = head_and_sample(d, w, n_logits, error);
+    if (rc == 0 && ll_cuda_step_end(&d->tables, d->done_device, d->stream) < 0)
+        rc = ll_cuda_fail(error, "step end", cudaGetLastError());
+    return rc;
+}
+
+int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
+                      bool has_decode, uint32_t weights, cudaGraphExec_t *out,
+                      struct ll_text *error)
+{
+    for (uint32_t i = 0; i < d->n_graphs; i++) {
+        const struct ll_cuda_graph *g = &d->graph[i];
+        if (g->n_tokens == n_tokens && g->n_logits == n_logits && g->n_tiles == n_tiles &&
+            g->has_decode == has_decode && g->weights == weights) {
+            *out = g->exec;
+            return 0;
+        }
+    }
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaError_t s = cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal);
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "begin capture", s);
+    int rc = ll_cuda_forward(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
+    s = cudaStreamEndCapture(d->stream, &graph);
+    if (rc < 0)
+        return rc;
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "end capture", s);
+    s = cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "graph instantiate", s);
+    cudaGraphUpload(exec, d->stream);
+
+    /* Full: the oldest makes room (its memory is small; buckets in use come back). */
+    if (d->n_graphs == LL_CUDA_GRAPHS_MAX) {
+        cudaStreamSynchronize(d->stream);
+        cudaGraphExecDestroy(d->graph[0].exec);
+        for (uint32_t i = 1; i < d->n_graphs; i++)
+            d->graph[i - 1] = d->graph[i];
+        d->n_graphs--;
+    }
+    d->graph[d->n_graphs++] =
+        (struct ll_cuda_graph){n_tokens, n_logits, n_tiles, has_decode, weights, exec};
+    *out = exec;
+    return 0;
+}
+
+/* Measures GEMM candidates for the decode buckets and the largest prefill one. */
+int ll_cuda_tune(struct ll_device *d, uint32_t weights, struct ll_text *error)
+{
+    static const uint32_t buckets[] = {1,   2,   4,   8,    16,   32,   64,
+                                       128, 256, 512, 1024, 2048, 4096, 8192};
+    const struct ll_cuda_weights *w = &d->weights[weights];
+    const struct ll_cuda_layer *layer = &w->layer[d->shape.n_layers / 2];
+    const struct ll_cuda_linear *linears[] = {&layer->qkv, &layer->o, &layer->gate_up,
+                                              &layer->down};
+    void *const outputs[] = {d->qkv, d->delta, d->gate_up, d->delta};
+    void *const inputs[] = {d->h, d->act, d->h, d->act};
+    int rc = 0;
+
+    for (uint32_t b = 0; b < sizeof(buckets) / sizeof(buckets[0]) && rc == 0; b++) {
+        if (buckets[b] > d->options.n_tokens_max)
+            break;
+        for (uint32_t i = 0; i < 4 && rc == 0; i++) {
+            const struct ll_cuda_linear *l = linears[i];
+            const struct ll_gemm_args args = {
+                .kind = l->dtype == LL_DTYPE_E4M3 ? LL_GEMM_FP8 : LL_GEMM_BF16,
+                .y = outputs[i],
+                .x = inputs[i],
+                .w = l->w,
+                .x_scale = i % 2 ? d->act_scale : d->h_scale,
+                .w_scale = l->scale,
+                .t = buckets[b],
+                .n = l->rows,
+                .k = l->cols,
+            };
+            rc = ll_gemm_tune(&d->gemm, &args, d->stream, error);
+        }
+        if (rc == 0 && buckets[b] <= 256 && buckets[b] <= d->layout.n_logits_max) {
+            const struct ll_gemm_args head = {.kind = LL_GEMM_BF16_F32,
+                                              .y = d->logits,
+                                              .x = d->gathered,
+                                              .w = w->head,
+                                              .t = buckets[b],
+                                              .n = d->n_vocab_padded,
+                                              .k = d->shape.n_embd};
+            rc = ll_gemm_tune(&d->gemm, &head, d->stream, error);
+        }
+    }
+    return rc;
+}

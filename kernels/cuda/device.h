@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cuda/device.h - the CUDA backend's own state, shared by its host files only.
+ *
+ *   cuda_backend.c  open, close, memory plan      cuda_weights.c  want, feed, seal, dummy weights
+ *   cuda_graph.c    one forward pass as a graph   cuda_step.c     submit, poll, page copies
+ *
+ * Everything is made at open but weights (at their first want) and graphs (common buckets at seal,
+ * others at first use). The step thread touches only mapped host memory and launches graphs. */
+#ifndef KERNELS_CUDA_DEVICE_H
+#define KERNELS_CUDA_DEVICE_H
+
+#include "kernels/cuda/gemm_lt.h"
+#include "kernels/cuda/ops.h"
+
+#include <cuda_runtime_api.h>
+
+#define LL_CUDA_GRAPHS_MAX 256
+#define LL_CUDA_COPIES_MAX 64
+#define LL_CUDA_STAGING    (16u << 20)
+
+/* A linear layer's weight [out][in], bf16 or e4m3 with a scale a row. */
+struct ll_cuda_linear {
+    void *w;
+    float *scale; /* device, [rows]; NULL: bf16 */
+    float *scale_host;
+    uint32_t rows, cols;
+    enum ll_dtype dtype;
+    uint64_t n_fed; /* bytes of source, to know completeness */
+    uint64_t n_due;
+};
+
+struct ll_cuda_layer {
+    struct ll_cuda_linear qkv, o, gate_up, down;
+    void *attn_norm, *ffn_norm;
+};
+
+struct ll_cuda_weights {
+    struct ll_cuda_layer *layer;
+    void *embed, *final_norm, *head; /* head: embed when tied; rows padded to 8 */
+    uint64_t n_fed, n_due;
+    bool is_sealed;
+};
+
+struct ll_cuda_graph {
+    uint32_t n_tokens, n_logits, n_tiles;
+    bool has_decode;
+    uint32_t weights;
+    cudaGraphExec_t exec;
+};
+
+struct ll_cuda_flight { /* host view of a batch in flight */
+    int64_t ticket;
+    uint64_t submit_ns;
+    uint32_t n_rows;
+    bool is_late_logged;
+};
+
+struct ll_device {
+    struct ll_backend_options options;
+    struct ll_model_shape shape;
+    uint32_t n_pages, n_host_pages, n_sm;
+    uint32_t n_vocab_padded;
+    bool is_fp8_dummy, is_kv_fp8;
+    size_t page_bytes; /* one page of one layer, K and V */
+    struct ll_cuda_weights weights[2];
+    struct ll_gemm gemm;
+    cudaStream_t stream, copy_stream, load_stream;
+
+    /* mapped host memory and its device address */
+    unsigned char *areas, *areas_device;
+    unsigned char *results, *results_device;
+    struct ll_cuda_done *done, *done_device;
+    struct ll_cuda_layout layout;
+
+    /* device memory */
+    struct ll_cuda_tables tables;
+    void *kv;               /* [L][n_pages][2][K][64][D] */
+    unsigned char *kv_host; /* pinned: [n_host_pages][L][2][K][64][D] */
+    float *rope;
+    void *x, *h, *qkv, *attn, *delta, *gate_up, *act, *gathered;
+    float *h_scale, *act_scale, *logits, *partial;
+    uint32_t *arrived;
+    unsigned char *convert; /* staging of a conversion */
+    uint64_t weights_bytes;
+
+    /* penalties and biases of new slots: pinned staging, copied on the stream */
+    unsigned char *slot_staging[LL_CUDA_AREAS];
+    cudaEvent_t slot_copied[LL_CUDA_AREAS];
+
+    struct ll_cuda_graph graph[LL_CUDA_GRAPHS_MAX];
+    uint32_t n_graphs;
+
+    int64_t n_submitted, n_done;
+    struct ll_cuda_flight flight[2];
+    uint64_t next_check_ns;
+    int sticky;
+
+    cudaEvent_t copy_event[LL_CUDA_COPIES_MAX], batch_event;
+    int64_t n_copies;
+};
+
+/* Records "<what>: <CUDA's words>" and returns -EIO (or -ENOMEM for an allocation). */
+int ll_cuda_fail(struct ll_text *error, const char *what, cudaError_t status);
+
+/* cuda_weights.c */
+int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
+                 uint32_t n_max, struct ll_text *error);
+int ll_cuda_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_text *error);
+int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
+                 uint32_t rank, uint64_t offset, const void *data, size_t n_bytes, uint64_t *ticket,
+                 struct ll_text *error);
+int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error);
+int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error);
+int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
+void ll_cuda_weights_free(struct ll_device *d);
+
+/* cuda_graph.c: the graph of a step of this size, captured at first use. Buckets: design.md 7. */
+uint32_t ll_cuda_token_bucket(uint32_t n_tokens);
+uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket);
+int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
+                      bool has_decode, uint32_t weights, cudaGraphExec_t *out,
+                      struct ll_text *error);
+/* The same step launched kernel by kernel, for tests of graph against eager. */
+int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
+                    bool has_decode, uint32_t weights, struct ll_text *error);
+int ll_cuda_tune(struct ll_device *d, uint32_t weights, struct ll_text *error);
+
+/* cuda_step.c */
+int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct ll_text *error);
+int ll_cuda_poll(struct ll_device *d, int64_t ticket, struct ll_result *out, struct ll_text *error);
+int64_t ll_cuda_copy(struct ll_device *d, const struct ll_copy *list, uint32_t n,
+                     struct ll_text *error);
+int ll_cuda_copied(struct ll_device *d, int64_t ticket, struct ll_text *error);
+
+#endif

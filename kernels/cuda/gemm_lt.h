@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cuda/gemm_lt.h - matrix products through cuBLASLt, plans chosen once and kept.
+ *
+ *   y[T, N] = x[T, K] w[N, K]^T, row-major; bf16 x bf16, or e4m3 x e4m3 with one fp32 scale a token
+ *   and one a weight row (outer-vector scaling, sm_90): y = sx[t] * sw[n] * sum_k x w
+ *
+ * Row-major y is column-major y^T = w x^T, so cuBLASLt's A is w (transposed), its B is x. The FP8
+ * form takes T in multiples of 16: rows past T are computed and never read, so x and y have room
+ * for T rounded up to 16. A plan is looked up by (kind, T, N, K); new ones come from the heuristic,
+ * or by measuring its candidates (tune). Capturable: no allocation, no synchronisation in _run. */
+#ifndef KERNELS_CUDA_GEMM_LT_H
+#define KERNELS_CUDA_GEMM_LT_H
+
+#include "kernels/backend.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime_api.h>
+
+#define LL_GEMM_PLANS_MAX 1024
+
+enum ll_gemm_kind { LL_GEMM_BF16 = 0, LL_GEMM_BF16_F32 = 1, LL_GEMM_FP8 = 2 };
+
+struct ll_gemm_plan {
+    enum ll_gemm_kind kind;
+    uint32_t t, n, k;
+    cublasLtMatmulAlgo_t algo;
+    bool is_tuned;
+};
+
+struct ll_gemm {
+    cublasLtHandle_t handle;
+    void *workspace;
+    size_t workspace_bytes;
+    struct ll_gemm_plan *plan; /* [LL_GEMM_PLANS_MAX] */
+    uint32_t n_plans;
+};
+
+struct ll_gemm_args {
+    enum ll_gemm_kind kind;
+    void *y;
+    const void *x, *w;
+    const float *x_scale, *w_scale; /* FP8 */
+    uint32_t t, n, k;
+};
+
+int ll_gemm_open(struct ll_gemm *gemm, struct ll_text *error);
+void ll_gemm_close(struct ll_gemm *gemm);
+int ll_gemm_run(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStream_t stream,
+                struct ll_text *error);
+/* Times the heuristic's candidates on args (y is overwritten) and keeps the fastest. Synchronises;
+ * not while capturing. */
+int ll_gemm_tune(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStream_t stream,
+                 struct ll_text *error);
+
+#endif
