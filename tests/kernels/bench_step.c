@@ -97,8 +97,37 @@ static int wait_for(const struct ll_backend *b, struct ll_device *d, int64_t tic
     return rc;
 }
 
-/* Rows start at the given context on pages whose contents nobody computed (zeros): attention reads
- * the same bytes and does the same work as on real ones. */
+/* Computes the context of every row from random ids, a chunk of n_tokens_max at a time, so that the
+ * pages hold what a prompt leaves there. */
+static int fill_context(const struct ll_backend *b, struct ll_device *d, const struct settings *s,
+                        const struct ll_slot_init *inits, const struct ll_pages_set *sets,
+                        struct ll_text *error)
+{
+    uint32_t *ids = calloc(s->context, sizeof(*ids));
+    struct ll_result result;
+    int rc = 0;
+
+    for (uint32_t row = 0; row < s->batch && rc >= 0; row++) {
+        for (uint32_t i = 0; i < s->context; i++)
+            ids[i] = ((i + row * 7919u) * 2654435761u) % s->shape.n_vocab;
+        for (uint32_t at = 0; at < s->context && rc >= 0; at += s->n_tokens_max) {
+            const uint32_t n =
+                s->context - at < s->n_tokens_max ? s->context - at : s->n_tokens_max;
+            const struct ll_row r = {.slot = row, .pos = at, .n_tokens = n, .token = ids + at};
+            const struct ll_batch batch = {.n_inits = at == 0,
+                                           .n_pages_sets = at == 0,
+                                           .n_rows = 1,
+                                           .inits = &inits[row],
+                                           .pages = &sets[row],
+                                           .rows = &r};
+            int64_t ticket = b->submit(d, &batch, error);
+            rc = ticket < 0 ? (int)ticket : wait_for(b, d, ticket, &result, error);
+        }
+    }
+    free(ids);
+    return rc;
+}
+
 static int decode(const struct ll_backend *b, struct ll_device *d, const struct settings *s)
 {
     const uint32_t per_seq = (s->context + s->n_steps + 16) / LL_PAGE_TOKENS + 2;
@@ -137,6 +166,10 @@ static int decode(const struct ll_backend *b, struct ll_device *d, const struct 
                              .inits = inits,
                              .pages = sets,
                              .rows = rows};
+    if ((rc = fill_context(b, d, s, inits, sets, &error)) < 0) {
+        rc = fail("context", rc, &error);
+        goto free_all;
+    }
     int64_t ticket = b->submit(d, &batch, &error);
     if (ticket < 0) {
         rc = fail("submit", ticket, &error);

@@ -13,6 +13,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#ifndef DEMO_BACKEND
+#define DEMO_BACKEND() ll_backend_cpu()
+#endif
+
 /* The bundled file where it is, else the one beside the source tree, else NULL. */
 static inline const char *demo_path(const char *bundled, const char *shared)
 {
@@ -135,6 +139,8 @@ static inline int demo_feed(const struct ll_backend *backend, struct ll_device *
         t.cols = (uint32_t)json_integer_value(json_array_get(shape, n_dims - 1));
         uint64_t begin = (uint64_t)json_integer_value(json_array_get(offsets, 0));
         t.size_bytes = (uint64_t)json_integer_value(json_array_get(offsets, 1)) - begin;
+        struct ll_span span;
+        rc = backend->want(device, &t, &span, 1, error);
         size_t piece = piece_bytes > 0 ? piece_bytes : t.size_bytes;
         for (uint64_t at = 0; at < t.size_bytes && rc >= 0; at += piece) {
             uint64_t ticket, n = t.size_bytes - at < piece ? t.size_bytes - at : piece;
@@ -153,7 +159,7 @@ static inline struct ll_device *demo_open(const struct ll_model_shape *shape,
                                           struct ll_backend_options options,
                                           struct ll_backend_caps *caps)
 {
-    const struct ll_backend *backend = ll_backend_cpu();
+    const struct ll_backend *backend = DEMO_BACKEND();
     struct ll_device *device = NULL;
     struct ll_text error = {""};
 
@@ -179,7 +185,7 @@ static inline struct ll_device *demo_open(const struct ll_model_shape *shape,
 /* Submits and polls until done. */
 static inline struct ll_result demo_run(struct ll_device *device, const struct ll_batch *batch)
 {
-    const struct ll_backend *backend = ll_backend_cpu();
+    const struct ll_backend *backend = DEMO_BACKEND();
     struct ll_text error = {""};
     struct ll_result result;
     int64_t ticket = backend->submit(device, batch, &error);
