@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/cuda_backend.c - the CUDA backend: open, the memory plan, close, the table of calls.
  *
- * extra: "weights=fp8" makes dummy weights e4m3, "device=N" picks a GPU. */
+ * extra: "weights=fp8" makes dummy weights e4m3, "device=N" picks a GPU, "skinny=0" leaves all
+ * products to cuBLASLt. */
 #include "kernels/cuda/device.h"
 
 #include "base/bits.h"
@@ -194,6 +195,25 @@ static int make_tables(struct ll_device *d, struct ll_text *error)
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "tables", s);
 }
 
+/* Room for the largest product's partial sums and its row blocks' counts. */
+static void skinny_sizes(const struct ll_device *d, size_t *partial_bytes, size_t *n_arrived)
+{
+    const struct ll_model_shape *m = &d->shape;
+    const uint32_t q = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim;
+    const uint32_t shapes[][2] = {{q + 2 * kv, m->n_embd},
+                                  {m->n_embd, q},
+                                  {2 * m->n_ff, m->n_embd},
+                                  {m->n_embd, m->n_ff},
+                                  {d->n_vocab_padded, m->n_embd}};
+
+    *partial_bytes = *n_arrived = 0;
+    for (size_t i = 0; i < LL_COUNT(shapes); i++) {
+        *partial_bytes =
+            ll_max_u64(*partial_bytes, ll_cuda_skinny_partial_bytes(shapes[i][0], shapes[i][1]));
+        *n_arrived = ll_max_u64(*n_arrived, shapes[i][0] / 64 + 1);
+    }
+}
+
 static int make_activations(struct ll_device *d, struct ll_text *error)
 {
     const struct ll_model_shape *m = &d->shape;
@@ -202,6 +222,8 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
                  q = (size_t)m->n_heads * m->head_dim;
     const size_t kv = (size_t)m->n_kv_heads * m->head_dim;
     const size_t wide = m->n_ff > q ? m->n_ff : q;
+    size_t partial_bytes, n_arrived;
+    skinny_sizes(d, &partial_bytes, &n_arrived);
     const struct {
         void **at;
         size_t bytes;
@@ -219,6 +241,8 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
         {(void **)&d->logits, r * d->n_vocab_padded * 4},
         {(void **)&d->arrived, (size_t)d->layout.n_rows_max * m->n_kv_heads * 4},
         {(void **)&d->convert, LL_CUDA_STAGING},
+        {(void **)&d->skinny_partial, partial_bytes},
+        {(void **)&d->skinny_arrived, n_arrived * 4},
     };
     cudaError_t s = cudaSuccess;
 
@@ -341,12 +365,13 @@ static void backend_close(struct ll_device *d)
     ll_cuda_weights_free(d);
     ll_gemm_close(&d->gemm);
     struct ll_cuda_tables *t = &d->tables;
-    void *const device[] = {t->counts,     t->step,    t->begin_ns, t->token_id, t->token_pos,
-                            t->token_slot, t->logits,  t->decode,   t->tiles,    t->slots,
-                            t->page_table, t->penalty, t->bias,     d->kv,       d->rope,
-                            d->x,          d->h,       d->qkv,      d->attn,     d->delta,
-                            d->gate_up,    d->act,     d->gathered, d->h_scale,  d->act_scale,
-                            d->logits,     d->partial, d->arrived,  d->convert};
+    void *const device[] = {
+        t->counts,        t->step,   t->begin_ns, t->token_id, t->token_pos,  t->token_slot,
+        t->logits,        t->decode, t->tiles,    t->slots,    t->page_table, t->penalty,
+        t->bias,          d->kv,     d->rope,     d->x,        d->h,          d->qkv,
+        d->attn,          d->delta,  d->gate_up,  d->act,      d->gathered,   d->h_scale,
+        d->act_scale,     d->logits, d->partial,  d->arrived,  d->convert,    d->skinny_partial,
+        d->skinny_arrived};
     void *const host[] = {d->areas,           d->results,         d->done,
                           d->kv_host,         d->slot_staging[0], d->slot_staging[1],
                           d->slot_staging[2], d->slot_staging[3]};
@@ -386,6 +411,7 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
     d->shape = *shape;
     d->n_vocab_padded = (uint32_t)ll_align_up(shape->n_vocab, 8);
     d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
+    d->has_skinny = !has_option(options->extra, "skinny=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;
     *caps = (struct ll_backend_caps){.depth = 2, .n_ranks = 1};
     rc = choose_device(d, caps, error);

@@ -45,9 +45,40 @@ uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
                                         : n_tokens_bucket;
 }
 
+/* Few tokens: our own product, which takes bf16 activations whatever the weights are. */
+static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t)
+{
+    const struct ll_skinny_args args = {.n_tokens = t, .n = l->rows, .k = l->cols};
+
+    return d->has_skinny && ll_cuda_skinny_fits(&args);
+}
+
+static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
+                  bool is_gated, uint32_t t, struct ll_text *error)
+{
+    const struct ll_skinny_args args = {
+        .y = y,
+        .x = x,
+        .w = l->w,
+        .w_scale = l->scale,
+        .partial = d->skinny_partial,
+        .arrived = d->skinny_arrived,
+        .n_tokens = t,
+        .n = l->rows,
+        .k = l->cols,
+        .is_fp8 = l->dtype == LL_DTYPE_E4M3,
+        .is_gated = is_gated,
+    };
+    int rc = ll_cuda_skinny(&args, d->stream);
+
+    return rc < 0 ? ll_cuda_fail(error, "skinny product", cudaGetLastError()) : 0;
+}
+
 static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
                   const float *x_scale, uint32_t t, struct ll_text *error)
 {
+    if (is_skinny(d, l, t))
+        return skinny(d, l, y, x, false, t, error);
     const struct ll_gemm_args args = {
         .kind = l->dtype == LL_DTYPE_E4M3 ? LL_GEMM_FP8 : LL_GEMM_BF16,
         .y = y,
@@ -62,9 +93,11 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
     return ll_gemm_run(&d->gemm, &args, d->stream, error);
 }
 
-static float *scale_for(const struct ll_cuda_linear *l, float *scale)
+/* Where the row scales of l's input go; NULL: it takes bf16. */
+static float *scale_for(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t,
+                        float *scale)
 {
-    return l->dtype == LL_DTYPE_E4M3 ? scale : NULL;
+    return l->dtype == LL_DTYPE_E4M3 && !is_skinny(d, l, t) ? scale : NULL;
 }
 
 static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_layer *w, uint32_t t,
@@ -95,12 +128,12 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_l
         rc = ll_cuda_attend_decode(&args, d->stream);
     if (rc == 0 && n_tiles > 0)
         rc = ll_cuda_attend_prefill(&args, d->stream);
-    if (rc == 0 && w->o.dtype == LL_DTYPE_E4M3)
+    const bool is_quantized = scale_for(d, &w->o, t, d->act_scale) != NULL;
+    if (rc == 0 && is_quantized)
         rc = ll_cuda_quantize(d->act, d->act_scale, d->attn, t, w->o.cols, d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "attention", cudaGetLastError());
-    return linear(d, &w->o, d->delta, w->o.dtype == LL_DTYPE_E4M3 ? d->act : d->attn, d->act_scale,
-                  t, error);
+    return linear(d, &w->o, d->delta, is_quantized ? d->act : d->attn, d->act_scale, t, error);
 }
 
 static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint32_t t,
@@ -110,8 +143,10 @@ static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint
 
     if (rc < 0)
         return rc;
-    rc = ll_cuda_swiglu(d->act, scale_for(&w->down, d->act_scale), d->gate_up, t, d->shape.n_ff,
-                        d->stream);
+    if (is_skinny(d, &w->down, t))
+        return skinny(d, &w->down, d->delta, d->gate_up, true, t, error);
+    rc = ll_cuda_swiglu(d->act, scale_for(d, &w->down, t, d->act_scale), d->gate_up, t,
+                        d->shape.n_ff, d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "swiglu", cudaGetLastError());
     return linear(d, &w->down, d->delta, d->act, d->act_scale, t, error);
@@ -121,7 +156,7 @@ static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint
 static int norm(struct ll_device *d, const void *delta, const void *weight,
                 const struct ll_cuda_linear *next, uint32_t t, struct ll_text *error)
 {
-    int rc = ll_cuda_rmsnorm(d->h, scale_for(next, d->h_scale), d->x, delta, weight, NULL, t,
+    int rc = ll_cuda_rmsnorm(d->h, scale_for(d, next, t, d->h_scale), d->x, delta, weight, NULL, t,
                              d->shape.n_embd, d->shape.rms_eps, d->stream);
 
     return rc < 0 ? ll_cuda_fail(error, "rmsnorm", cudaGetLastError()) : 0;
@@ -154,9 +189,26 @@ static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w,
                              n_logits, s->n_embd, s->rms_eps, d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "final norm", cudaGetLastError());
-    rc = ll_gemm_run(&d->gemm, &head, d->stream, error);
-    if (rc < 0)
-        return rc;
+    const struct ll_skinny_args few = {
+        .y = d->logits,
+        .x = d->gathered,
+        .w = w->head,
+        .partial = d->skinny_partial,
+        .arrived = d->skinny_arrived,
+        .n_tokens = n_logits,
+        .n = d->n_vocab_padded,
+        .k = s->n_embd,
+        .is_f32 = true,
+    };
+    if (d->has_skinny && ll_cuda_skinny_fits(&few)) {
+        rc = ll_cuda_skinny(&few, d->stream);
+        if (rc < 0)
+            return ll_cuda_fail(error, "head", cudaGetLastError());
+    } else {
+        rc = ll_gemm_run(&d->gemm, &head, d->stream, error);
+        if (rc < 0)
+            return rc;
+    }
     rc = ll_cuda_sample(&sample, d->stream);
     return rc < 0 ? ll_cuda_fail(error, "sample", cudaGetLastError()) : 0;
 }

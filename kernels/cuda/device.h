@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/gemm_lt.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/skinny.h"
 
 #include <cuda_runtime_api.h>
 
@@ -80,6 +81,9 @@ struct ll_device {
     void *x, *h, *qkv, *attn, *delta, *gate_up, *act, *gathered;
     float *h_scale, *act_scale, *logits, *partial;
     uint32_t *arrived;
+    float *skinny_partial;
+    uint32_t *skinny_arrived;
+    bool has_skinny;        /* off for comparison: extra "skinny=0" */
     unsigned char *convert; /* staging of a conversion */
     uint64_t weights_bytes;
 

@@ -3,7 +3,7 @@
  *
  *   bench_step [--shape 1b|3b|8b|70b] [--weights bf16|fp8] [--kv bf16|fp8] [--batch N] [--context
  * N]
- *              [--prefill N] [--steps N] [--json]
+ *              [--prefill N] [--steps N] [--extra OPTIONS] [--json]
  *
  * Decode: N rows at the given context, two steps in flight, ids fed back on the device; ms a step
  * is the median of the time between results. Prefill: one row of N tokens in chunks of the token
@@ -41,7 +41,7 @@ static const struct named_shape shapes[] = {
 
 struct settings {
     struct ll_model_shape shape;
-    const char *shape_name, *weights, *kv;
+    const char *shape_name, *weights, *kv, *extra;
     uint32_t batch, context, prefill, n_steps, n_tokens_max;
     float temperature;
     int is_json;
@@ -296,17 +296,11 @@ static int prefill(const struct ll_backend *b, struct ll_device *d, const struct
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {{"shape", 1, 0, 's'},
-                                            {"weights", 1, 0, 'w'},
-                                            {"kv", 1, 0, 'k'},
-                                            {"batch", 1, 0, 'b'},
-                                            {"context", 1, 0, 'c'},
-                                            {"prefill", 1, 0, 'p'},
-                                            {"steps", 1, 0, 'n'},
-                                            {"tokens", 1, 0, 't'},
-                                            {"temperature", 1, 0, 'T'},
-                                            {"json", 0, 0, 'j'},
-                                            {0}};
+    static const struct option options[] = {
+        {"shape", 1, 0, 's'}, {"weights", 1, 0, 'w'}, {"kv", 1, 0, 'k'},
+        {"batch", 1, 0, 'b'}, {"context", 1, 0, 'c'}, {"prefill", 1, 0, 'p'},
+        {"steps", 1, 0, 'n'}, {"tokens", 1, 0, 't'},  {"temperature", 1, 0, 'T'},
+        {"extra", 1, 0, 'x'}, {"json", 0, 0, 'j'},    {0}};
     struct settings s = {.shape_name = "1b",
                          .weights = "bf16",
                          .kv = "bf16",
@@ -344,6 +338,9 @@ int main(int argc, char **argv)
         case 'T':
             s.temperature = (float)atof(optarg);
             break;
+        case 'x':
+            s.extra = optarg;
+            break;
         case 'j':
             s.is_json = 1;
             break;
@@ -363,21 +360,24 @@ int main(int argc, char **argv)
     const uint32_t longest =
         s.context + s.n_steps + 64 > s.prefill ? s.context + s.n_steps + 64 : s.prefill;
     const uint32_t per_seq = longest / LL_PAGE_TOKENS + 4;
-    const struct ll_backend_options o = {
-        .struct_bytes = sizeof(o),
-        .n_slots = s.batch,
-        .n_pages = per_seq * s.batch + 8,
-        .n_tokens_max = s.n_tokens_max,
-        .n_rows_max = s.batch < 16 ? 16 : s.batch,
-        .pages_per_seq = per_seq,
-        .tensor_parallel = 1,
-        .n_weights = 1,
-        .dtype = LL_DTYPE_BF16,
-        .kv_dtype = strcmp(s.kv, "fp8") == 0 ? LL_DTYPE_E4M3 : LL_DTYPE_BF16,
-        .numa_node = -1,
-        .has_dummy_weights = true,
-        .seed = 1,
-        .extra = strcmp(s.weights, "fp8") == 0 ? "weights=fp8" : ""};
+    char extra[128];
+    snprintf(extra, sizeof(extra), "%s,%s", strcmp(s.weights, "fp8") == 0 ? "weights=fp8" : "",
+             s.extra != NULL ? s.extra : "");
+    const struct ll_backend_options o = {.struct_bytes = sizeof(o),
+                                         .n_slots = s.batch,
+                                         .n_pages = per_seq * s.batch + 8,
+                                         .n_tokens_max = s.n_tokens_max,
+                                         .n_rows_max = s.batch < 16 ? 16 : s.batch,
+                                         .pages_per_seq = per_seq,
+                                         .tensor_parallel = 1,
+                                         .n_weights = 1,
+                                         .dtype = LL_DTYPE_BF16,
+                                         .kv_dtype = strcmp(s.kv, "fp8") == 0 ? LL_DTYPE_E4M3
+                                                                              : LL_DTYPE_BF16,
+                                         .numa_node = -1,
+                                         .has_dummy_weights = true,
+                                         .seed = 1,
+                                         .extra = extra};
     struct ll_backend_caps caps;
     struct ll_device *d;
     struct ll_text error = {""};

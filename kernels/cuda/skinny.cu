@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cuda/skinny.cu - matrix product for few tokens: decode at the speed of the memory.
+ *
+ *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 64, w row-major bf16, or e4m3 with scale s
+ *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
+ *
+ * Weights are the A operand of mma.sync m16n8k16 (16 rows), tokens the B operand (8 columns). A
+ * lane loads 16 contiguous bytes of two rows straight from memory, with no trip through shared
+ * memory: the order of k inside a block is free as long as both operands use the same, so bytes 4 s
+ * .. 4 s + 3 of a lane are its share of step s. e4m3 becomes f16 in registers (exact), activations
+ * are f16 then, gated ones scaled by 1/16 so that 2^20 still fits; bf16 weights meet bf16
+ * activations.
+ *
+ * K is cut into slices by the weight's shape alone and partial sums meet in slice order, so a
+ * token's bits depend neither on the other tokens nor on T. Memory bound: N K bytes (2 N K for
+ * bf16); a CTA keeps 4 warps x 4 KiB in flight, 6 CTAs an SM. Reference: kernels/cpu. */
+#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/skinny.h"
+
+#include <cuda_fp16.h>
+
+static constexpr int THREADS = 128;
+static constexpr int ROWS = 64; /* of w a CTA: 16 a warp */
+static constexpr int AHEAD = 4; /* blocks of 64 bytes a row loaded before use */
+static constexpr float GATED_SCALE = 1.0f / 16.0f;
+
+__device__ static inline uint4 load_weights(const unsigned char *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+__device__ static inline uint32_t e4m3_pair(uint32_t bits)
+{
+    uint32_t f16x2;
+    asm("{.reg .b16 p; cvt.u16.u32 p, %1; cvt.rn.f16x2.e4m3x2 %0, p;}" : "=r"(f16x2) : "r"(bits));
+    return f16x2;
+}
+
+__device__ static inline void mma_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                      uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* Eight activations as the operand type: f16 for e4m3 weights, bf16 for bf16 ones. */
+template <bool FP8, bool GATED> __device__ static inline uint4 load_x(const bf16 *x, size_t k_total)
+{
+    float f[8];
+    unpack(*(const bf16x8 *)x, f);
+    if constexpr (GATED) {
+        float u[8];
+        unpack(*(const bf16x8 *)(x + k_total), u);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            const float silu = f[j] / (1.0f + __expf(-f[j]));
+            /* Rounded where the unfused form rounds, so both give the same activations. */
+            f[j] = __bfloat162float(
+                __float2bfloat16_rn(__bfloat162float(__float2bfloat16_rn(silu)) * u[j]));
+        }
+    }
+    if constexpr (!FP8) {
+        const bf16x8 v = pack(f);
+        return *reinterpret_cast<const uint4 *>(&v);
+    } else {
+        uint4 v;
+        __half2 *h = reinterpret_cast<__half2 *>(&v);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const float scale = GATED ? GATED_SCALE : 1.0f;
+            h[j] = __floats2half2_rn(f[2 * j] * scale, f[2 * j + 1] * scale);
+        }
+        return v;
+    }
+}
+
+/* One block of 64 bytes a row: 64 e4m3 or 32 bf16 values of k. */
+template <bool FP8, int NT>
+__device__ static inline void multiply(float (&acc)[NT][4], const uint4 &w0, const uint4 &w1,
+                                       const unsigned char *x, uint32_t stride)
+{
+    const uint32_t lo[4] = {w0.x, w0.y, w0.z, w0.w}, hi[4] = {w1.x, w1.y, w1.z, w1.w};
+    if constexpr (FP8) {
+        uint32_t a[4][4];
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            a[s][0] = e4m3_pair(lo[s]);
+            a[s][1] = e4m3_pair(hi[s]);
+            a[s][2] = e4m3_pair(lo[s] >> 16);
+            a[s][3] = e4m3_pair(hi[s] >> 16);
+        }
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            const uint4 b0 = *(const uint4 *)(x + j * 8 * stride);
+            const uint4 b1 = *(const uint4 *)(x + j * 8 * stride + 16);
+            mma_f16(acc[j], a[0], b0.x, b0.y);
+            mma_f16(acc[j], a[1], b0.z, b0.w);
+            mma_f16(acc[j], a[2], b1.x, b1.y);
+            mma_f16(acc[j], a[3], b1.z, b1.w);
+        }
+    } else {
+        const uint32_t a0[4] = {lo[0], hi[0], lo[1], hi[1]}, a1[4] = {lo[2], hi[2], lo[3], hi[3]};
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+            const uint4 b = *(const uint4 *)(x + j * 8 * stride);
+            mma_bf16(acc[j], a0, b.x, b.y);
+            mma_bf16(acc[j], a1, b.z, b.w);
+        }
+    }
+}
+
+template <bool FP8, int NT, bool GATED, class Out>
+__global__ void __launch_bounds__(THREADS)
+    skinny_kernel(Out *__restrict__ y, const bf16 *__restrict__ x,
+                  const unsigned char *__restrict__ w, const float *__restrict__ w_scale,
+                  float *partial, uint32_t *arrived, uint32_t n_tokens, uint32_t n, uint32_t k,
+                  uint32_t slice, uint32_t sub)
+{
+    constexpr int BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
+    extern __shared__ __align__(128) unsigned char shared[];
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
+    const uint32_t row = blockIdx.x * ROWS + warp * 16;
+    const bool has_rows = row < n;
+    const uint32_t from = blockIdx.y * slice, to = min(from + slice, k);
+    const uint32_t stride = sub * 2 + PAD, width = GATED ? 2 * k : k;
+    const unsigned char *w0 = w + ((size_t)(has_rows ? row + r : 0) * k + from) * BYTES + c * 16;
+    const unsigned char *w1 = w0 + (size_t)8 * k * BYTES;
+    const uint32_t n_blocks = (to - from) / BLOCK_K;
+    uint4 a0[AHEAD], a1[AHEAD];
+    float acc[NT][4] = {};
+
+    /* Block b lives in place b % AHEAD; every pass starts at a multiple, so places are constants.
+     */
+    auto fetch = [&](uint32_t place, uint32_t block) {
+        if (has_rows && block < n_blocks) {
+            a0[place] = load_weights(w0 + (size_t)block * 64);
+            a1[place] = load_weights(w1 + (size_t)block * 64);
+        }
+    };
+    /* The weights' first blocks are under way before the activations are looked at. */
+#pragma unroll
+    for (uint32_t i = 0; i < AHEAD; i++)
+        fetch(i, i);
+    for (uint32_t base = from; base < to; base += sub) {
+        const uint32_t n_sub = min(sub, to - base), chunks = n_sub / 8;
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < NT * 8 * chunks; i += THREADS) {
+            const uint32_t t = i / chunks, at = i % chunks * 8;
+            uint4 v = make_uint4(0, 0, 0, 0);
+            if (t < n_tokens)
+                v = load_x<FP8, GATED>(x + (size_t)t * width + base + at, k);
+            *(uint4 *)(shared + t * stride + at * 2) = v;
+        }
+        __syncthreads();
+        const unsigned char *mine = shared + r * stride + c * (FP8 ? 32 : 16);
+        const uint32_t first = (base - from) / BLOCK_K, last = first + n_sub / BLOCK_K;
+        for (uint32_t block = first; block < last; block += AHEAD) {
+#pragma unroll
+            for (uint32_t i = 0; i < AHEAD; i++) {
+                if (block + i < last) {
+                    multiply<FP8, NT>(acc, a0[i], a1[i], mine + (block + i - first) * BLOCK_K * 2,
+                                      stride);
+                    fetch(i, block + i + AHEAD);
+                }
+            }
+        }
+    }
+
+    const uint32_t n_slices = gridDim.y;
+    if (n_slices == 1) {
+        if (!has_rows)
+            return;
+        const float gain = GATED && FP8 ? 1.0f / GATED_SCALE : 1.0f;
+        const float s0 = FP8 ? w_scale[row + r] * gain : gain;
+        const float s1 = FP8 ? w_scale[row + r + 8] * gain : gain;
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t t = j * 8 + c * 2 + i % 2;
+                if (t < n_tokens)
+                    y[(size_t)t * n + row + r + (i / 2) * 8] = (Out)(acc[j][i] * (i < 2 ? s0 : s1));
+            }
+        return;
+    }
+
+    if (has_rows)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint32_t t = j * 8 + c * 2 + i % 2;
+                if (t < n_tokens)
+                    __stcg(
+                        &partial[((size_t)blockIdx.y * n_tokens + t) * n + row + r + (i / 2) * 8],
+                        acc[j][i]);
+            }
+    __shared__ bool is_last;
+    __threadfence(); /* partial sums before the count */
+    __syncthreads();
+    if (threadIdx.x == 0)
+        is_last = atomicAdd(&arrived[blockIdx.x], 1) == n_slices - 1;
+    __syncthreads();
+    if (!is_last)
+        return;
+    __threadfence(); /* the count before the others' partial sums */
+    const float gain = GATED && FP8 ? 1.0f / GATED_SCALE : 1.0f;
+    for (uint32_t i = threadIdx.x; i < ROWS * n_tokens; i += THREADS) {
+        const uint32_t t = i / ROWS, at = blockIdx.x * ROWS + i % ROWS;
+        if (at >= n)
+            continue;
+        float sum = 0.0f;
+        for (uint32_t s = 0; s < n_slices; s++)
+            sum += __ldcg(&partial[((size_t)s * n_tokens + t) * n + at]);
+        y[(size_t)t * n + at] = (Out)(sum * (FP8 ? w_scale[at] * gain : gain));
+    }
+    if (threadIdx.x == 0)
+        arrived[blockIdx.x] = 0;
+}
+
+/* K cut so that some 800 CTAs are there, in slices of 256 to 2048 that 128 divides. */
+static uint32_t slice_for(uint32_t n, uint32_t k)
+{
+    const uint32_t n_tiles = (n + ROWS - 1) / ROWS;
+    uint32_t slice = k < 2048 ? k : 2048;
+
+    while (k % slice != 0 && slice > 128)
+        slice -= 128;
+    while ((uint64_t)n_tiles * (k / slice) < 700 && slice % 256 == 0 && slice > 256)
+        slice /= 2;
+    return slice;
+}
+
+template <bool FP8, int NT, bool GATED, class Out>
+static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
+{
+    const uint32_t slice = slice_for(a->n, a->k);
+    /* Activations of a pass: 16 KiB, so that 6 CTAs share an SM; a whole slice when it fits. */
+    uint32_t sub = NT == 8 ? 256 : 16384 / (NT * 8 * 2);
+    static_assert(256 % (AHEAD * 64) == 0, "a pass is whole groups of blocks");
+    if (sub > slice)
+        sub = slice;
+    const uint32_t n_slices = (a->k + slice - 1) / slice;
+    const size_t shared = (size_t)NT * 8 * (sub * 2 + (FP8 ? 16 : 64));
+
+    skinny_kernel<FP8, NT, GATED, Out>
+        <<<dim3((a->n + ROWS - 1) / ROWS, n_slices), THREADS, shared, stream>>>(
+            (Out *)a->y, (const bf16 *)a->x, (const unsigned char *)a->w, a->w_scale, a->partial,
+            a->arrived, a->n_tokens, a->n, a->k, slice, sub);
+    return launched();
+}
+
+template <bool FP8, bool GATED, class Out>
+static int launch_tokens(const struct ll_skinny_args *a, cudaStream_t stream)
+{
+    if (a->n_tokens <= 8)
+        return launch<FP8, 1, GATED, Out>(a, stream);
+    if (a->n_tokens <= 16)
+        return launch<FP8, 2, GATED, Out>(a, stream);
+    if (a->n_tokens <= 32)
+        return launch<FP8, 4, GATED, Out>(a, stream);
+    return launch<FP8, 8, GATED, Out>(a, stream);
+}
+
+extern "C" bool ll_cuda_skinny_fits(const struct ll_skinny_args *a)
+{
+    return a->n_tokens <= LL_SKINNY_TOKENS_MAX && a->n % 16 == 0 && a->k % 128 == 0;
+}
+
+extern "C" size_t ll_cuda_skinny_partial_bytes(uint32_t n, uint32_t k)
+{
+    const uint32_t slice = slice_for(n, k), n_slices = (k + slice - 1) / slice;
+    return n_slices == 1 ? 0 : (size_t)n_slices * LL_SKINNY_TOKENS_MAX * n * sizeof(float);
+}
+
+extern "C" int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t stream)
+{
+    if (!ll_cuda_skinny_fits(args))
+        return -EINVAL;
+    if (args->n_tokens == 0)
+        return 0;
+    if (args->is_f32)
+        return args->is_fp8 || args->is_gated ? -EINVAL
+                                              : launch_tokens<false, false, float>(args, stream);
+    if (args->is_fp8)
+        return args->is_gated ? launch_tokens<true, true, bf16>(args, stream)
+                              : launch_tokens<true, false, bf16>(args, stream);
+    return args->is_gated ? launch_tokens<false, true, bf16>(args, stream)
+                          : launch_tokens<false, false, bf16>(args, stream);
+}

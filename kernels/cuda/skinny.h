@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels/cuda/skinny.h - launcher of the matrix product for few tokens (skinny.cu). */
+#ifndef KERNELS_CUDA_SKINNY_H
+#define KERNELS_CUDA_SKINNY_H
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define LL_SKINNY_TOKENS_MAX 64u
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ll_skinny_args {
+    void *y;              /* [T, N] bf16, or fp32 when is_f32 */
+    const void *x;        /* [T, K] bf16; is_gated: [T, 2K] gate then up */
+    const void *w;        /* [N, K] bf16 or e4m3 */
+    const float *w_scale; /* [N], e4m3 only */
+    float *partial;       /* ll_cuda_skinny_partial_bytes() */
+    uint32_t *arrived;    /* [ceil(N / 64)], zero between calls */
+    uint32_t n_tokens, n, k;
+    bool is_fp8, is_gated, is_f32;
+};
+
+/* T <= 64, N a multiple of 16, K of 128. */
+bool ll_cuda_skinny_fits(const struct ll_skinny_args *args);
+size_t ll_cuda_skinny_partial_bytes(uint32_t n, uint32_t k);
+/* Enqueues; a graph may capture it. -EINVAL where it does not fit, -EIO. */
+int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
