@@ -4,7 +4,7 @@
  *   out[h] = sum_j softmax_j(q[h] . k[j] * scale) v[j],  j < n_kv, for the G heads of a KV head at
  * once
  *
- * Persistent grid. A work item is (row, KV head, 512 cached tokens): the split depends on the
+ * Persistent grid. A work item is (row, KV head, 128 cached tokens): the split depends on the
  * position in the sequence only, so a row's bits do not depend on the batch. Four warps take 16 of
  * each page's 64 tokens and merge in shared memory; a row of several items is merged, in order, by
  * the CTA that arrives last. Memory bound: 2 K D bytes x 2 a cached token. Reference: kernels/cpu.
@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
 {
     extern __shared__ __align__(128) unsigned char shared[];
     merge_smem<D> &merge = *reinterpret_cast<merge_smem<D> *>(shared);
+    pdl_wait();
     const uint32_t n_decode = t.counts->n_decode;
     const uint32_t n_work = t.counts->n_decode_items * n_kv_heads, n_group = n_heads / n_kv_heads;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -215,10 +216,9 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES) !=
         cudaSuccess)
         return -EIO;
-    kernel<<<a->n_blocks, ATTEND_THREADS, BYTES, stream>>>(
-        *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out, a->partial,
-        a->arrived, a->n_heads, a->n_kv_heads, a->scale);
-    return launched();
+    return launch_chained(kernel, a->n_blocks, ATTEND_THREADS, BYTES, stream, *a->tables,
+                          (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out, a->partial,
+                          a->arrived, a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_decode(const struct ll_cuda_attend_args *args, cudaStream_t stream)

@@ -14,6 +14,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
 {
     using S = attend_smem<D, FP8>;
     extern __shared__ __align__(128) unsigned char shared[];
+    pdl_wait();
     if (blockIdx.x >= t.counts->n_tiles)
         return;
     /* The last tiles see the most cached tokens: they start first. */
@@ -111,10 +112,9 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES) !=
         cudaSuccess)
         return -EIO;
-    kernel<<<dim3(a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream>>>(
-        *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out, a->n_heads,
-        a->n_kv_heads, a->scale);
-    return launched();
+    return launch_chained(kernel, dim3(a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream,
+                          *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out,
+                          a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_prefill(const struct ll_cuda_attend_args *args, cudaStream_t stream)

@@ -155,6 +155,48 @@ __device__ static inline void philox(uint64_t key, uint32_t c0, uint32_t c1, uin
     out[3] = c3;
 }
 
+/* Programmatic dependent launch: a kernel may start while the one before it drains. Before wait it
+ * may only touch what no kernel of the step writes (weights); every kernel of a chain waits, so the
+ * end of one means the end of all before it. */
+__device__ static inline void pdl_wait()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* Lets the next kernel start when all blocks have come here. */
+__device__ static inline void pdl_release()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* kernel<<<grid, block, shared, stream>>>(args...) with that attribute where the GPU has it. */
+template <class... Params, class... Args>
+static inline int launch_chained(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
+                                 cudaStream_t stream, Args... args)
+{
+    static int has_pdl = -1;
+    if (has_pdl < 0) {
+        int device = 0, major = 0;
+        cudaGetDevice(&device);
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+        has_pdl = major >= 9;
+    }
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = has_pdl ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, Params(args)...) == cudaSuccess ? 0 : -EIO;
+}
+
 static inline int launched()
 {
     return cudaGetLastError() == cudaSuccess ? 0 : -EIO;

@@ -12,6 +12,8 @@ __global__ void __launch_bounds__(128)
                  const uint32_t *__restrict__ id, const uint32_t *__restrict__ slot,
                  uint32_t n_vecs, uint32_t n_vocab)
 {
+    pdl_release();
+    pdl_wait();
     const uint32_t t = blockIdx.x;
     const bool is_used = slot[t] != LL_CUDA_NONE && id[t] < n_vocab;
     const bf16x8 *row = table + (size_t)(is_used ? id[t] : 0) * n_vecs;
@@ -32,7 +34,6 @@ extern "C" int ll_cuda_embed(void *out, const void *table, const uint32_t *token
         return -EINVAL;
     if (n_tokens == 0)
         return 0;
-    embed_kernel<<<n_tokens, 128, 0, stream>>>((bf16x8 *)out, (const bf16x8 *)table, token_id, slot,
-                                               n_embd / 8, n_vocab);
-    return launched();
+    return launch_chained(embed_kernel, n_tokens, 128, 0, stream, (bf16x8 *)out,
+                          (const bf16x8 *)table, token_id, slot, n_embd / 8, n_vocab);
 }

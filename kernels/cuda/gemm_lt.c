@@ -30,6 +30,8 @@ int ll_gemm_open(struct ll_gemm *gemm, struct ll_text *error)
                  WORKSPACE_BYTES >> 20);
         return -ENOMEM;
     }
+    /* Split-K kernels keep their counters here. */
+    cudaMemset(gemm->workspace, 0, gemm->workspace_bytes);
     return 0;
 }
 

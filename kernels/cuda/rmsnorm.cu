@@ -18,6 +18,14 @@ __global__ void __launch_bounds__(THREADS)
                    const bf16x8 *__restrict__ delta, const bf16x8 *__restrict__ weight,
                    const ll_cuda_logit *__restrict__ rows, uint32_t n_vecs, float eps)
 {
+    pdl_release();
+    /* Weights belong to no kernel of the step: they come while the one before drains. */
+    bf16x8 w_own[VECS];
+#pragma unroll
+    for (int k = 0; k < VECS; k++)
+        if (threadIdx.x + k * THREADS < n_vecs)
+            w_own[k] = weight[threadIdx.x + k * THREADS];
+    pdl_wait();
     uint32_t t = blockIdx.x;
     if (rows != nullptr)
         t = rows[blockIdx.x].token == LL_CUDA_NONE ? 0 : rows[blockIdx.x].token;
@@ -54,7 +62,7 @@ __global__ void __launch_bounds__(THREADS)
         const uint32_t i = threadIdx.x + k * THREADS;
         if (i < n_vecs) {
             float w[8];
-            unpack(weight[i], w);
+            unpack(w_own[k], w);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 v[k][j] = __bfloat162float(__float2bfloat16_rn(
@@ -105,8 +113,8 @@ extern "C" int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *del
     if (n_rows == 0)
         return 0;
 #define LAUNCH(n)                                                                                  \
-    rmsnorm_kernel<n><<<n_rows, THREADS, 0, stream>>>(                                             \
-        out, scale, (bf16x8 *)x, (const bf16x8 *)delta, (const bf16x8 *)weight, rows, n_vecs, eps)
+    return launch_chained(rmsnorm_kernel<n>, n_rows, THREADS, 0, stream, out, scale, (bf16x8 *)x,  \
+                          (const bf16x8 *)delta, (const bf16x8 *)weight, rows, n_vecs, eps)
     if (per_thread <= 1)
         LAUNCH(1);
     else if (per_thread <= 2)
@@ -116,5 +124,4 @@ extern "C" int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *del
     else
         LAUNCH(8);
 #undef LAUNCH
-    return launched();
 }

@@ -25,6 +25,8 @@ __global__ void __launch_bounds__(THREADS)
                        const float2 *__restrict__ rope, uint32_t n_heads, uint32_t n_kv_heads,
                        uint32_t head_dim)
 {
+    pdl_release();
+    pdl_wait();
     const uint32_t token = blockIdx.x, slot = t.token_slot[token];
     if (slot == LL_CUDA_NONE)
         return;
@@ -72,8 +74,7 @@ extern "C" int ll_cuda_rope_append(const struct ll_cuda_attend_args *args, cudaS
     if (args->n_tokens == 0)
         return 0;
     auto kernel = args->is_kv_fp8 ? rope_append_kernel<true> : rope_append_kernel<false>;
-    kernel<<<args->n_tokens, THREADS, 0, stream>>>(
-        *args->tables, (bf16 *)args->qkv, (unsigned char *)args->kv, (const float2 *)args->rope,
-        args->n_heads, args->n_kv_heads, args->head_dim);
-    return launched();
+    return launch_chained(kernel, args->n_tokens, THREADS, 0, stream, *args->tables,
+                          (bf16 *)args->qkv, (unsigned char *)args->kv, (const float2 *)args->rope,
+                          args->n_heads, args->n_kv_heads, args->head_dim);
 }

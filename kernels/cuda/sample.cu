@@ -321,6 +321,7 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
 __global__ void __launch_bounds__(THREADS)
     sample_kernel(const ll_cuda_sample_args a, const ll_cuda_tables t, uint32_t stride)
 {
+    pdl_wait();
     const ll_cuda_logit row = t.logits[blockIdx.x];
     if (row.token == LL_CUDA_NONE)
         return;
@@ -406,7 +407,6 @@ extern "C" int ll_cuda_sample(const struct ll_cuda_sample_args *args, cudaStream
 {
     if (args->n_logits == 0)
         return 0;
-    sample_kernel<<<args->n_logits, THREADS, 0, stream>>>(*args, *args->tables,
-                                                          (args->n_vocab + 7) / 8 * 8);
-    return launched();
+    return launch_chained(sample_kernel, args->n_logits, THREADS, 0, stream, *args, *args->tables,
+                          (args->n_vocab + 7) / 8 * 8);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/skinny.cu - matrix product for few tokens: decode at the speed of the memory.
  *
- *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 64, w row-major bf16, or e4m3 with scale s
+ *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major bf16, or e4m3 with scale s
  *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
  *
  * Weights are the A operand of mma.sync m16n8k16 (16 rows), tokens the B operand (8 columns). A
@@ -13,7 +13,9 @@
  *
  * K is cut into slices by the weight's shape alone and partial sums meet in slice order, so a
  * token's bits depend neither on the other tokens nor on T. Memory bound: N K bytes (2 N K for
- * bf16); a CTA keeps 4 warps x 4 KiB in flight, 6 CTAs an SM. Reference: kernels/cpu. */
+ * bf16); a CTA keeps 4 warps x 4 KiB in flight. Past 8 tokens
+ * every CTA would read more activations than weights: the tile is too narrow then. Reference:
+ * kernels/cpu. */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/skinny.h"
 
@@ -21,7 +23,6 @@
 
 static constexpr int THREADS = 128;
 static constexpr int ROWS = 64; /* of w a CTA: 16 a warp */
-static constexpr int AHEAD = 4; /* blocks of 64 bytes a row loaded before use */
 static constexpr float GATED_SCALE = 1.0f / 16.0f;
 
 __device__ static inline uint4 load_weights(const unsigned char *p)
@@ -115,6 +116,10 @@ __device__ static inline void multiply(float (&acc)[NT][4], const uint4 &w0, con
     }
 }
 
+/* Blocks of 64 bytes a row on the way at once: 8 KiB a warp, and half of it where two column tiles
+ * need the registers. */
+template <int NT> static constexpr int ahead = NT == 1 ? 8 : 4;
+
 template <bool FP8, int NT, bool GATED, class Out>
 __global__ void __launch_bounds__(THREADS)
     skinny_kernel(Out *__restrict__ y, const bf16 *__restrict__ x,
@@ -122,7 +127,7 @@ __global__ void __launch_bounds__(THREADS)
                   float *partial, uint32_t *arrived, uint32_t n_tokens, uint32_t n, uint32_t k,
                   uint32_t slice, uint32_t sub)
 {
-    constexpr int BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
+    constexpr int AHEAD = ahead<NT>, BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
     extern __shared__ __align__(128) unsigned char shared[];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
     const uint32_t row = blockIdx.x * ROWS + warp * 16;
@@ -143,19 +148,21 @@ __global__ void __launch_bounds__(THREADS)
             a1[place] = load_weights(w1 + (size_t)block * 64);
         }
     };
-    /* The weights' first blocks are under way before the activations are looked at. */
+    /* The weights' first blocks are under way while the kernel before drains. */
 #pragma unroll
     for (uint32_t i = 0; i < AHEAD; i++)
         fetch(i, i);
+    /* Columns past the tokens are zero throughout. */
+    for (uint32_t i = n_tokens * stride / 16 + threadIdx.x; i < NT * 8 * stride / 16; i += THREADS)
+        ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
+    pdl_wait();
     for (uint32_t base = from; base < to; base += sub) {
         const uint32_t n_sub = min(sub, to - base), chunks = n_sub / 8;
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < NT * 8 * chunks; i += THREADS) {
+        for (uint32_t i = threadIdx.x; i < n_tokens * chunks; i += THREADS) {
             const uint32_t t = i / chunks, at = i % chunks * 8;
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (t < n_tokens)
-                v = load_x<FP8, GATED>(x + (size_t)t * width + base + at, k);
-            *(uint4 *)(shared + t * stride + at * 2) = v;
+            *(uint4 *)(shared + t * stride + at * 2) =
+                load_x<FP8, GATED>(x + (size_t)t * width + base + at, k);
         }
         __syncthreads();
         const unsigned char *mine = shared + r * stride + c * (FP8 ? 32 : 16);
@@ -172,6 +179,8 @@ __global__ void __launch_bounds__(THREADS)
         }
     }
 
+    /* Not earlier: waiting blocks of the next kernel would take the places of ours. */
+    pdl_release();
     const uint32_t n_slices = gridDim.y;
     if (n_slices == 1) {
         if (!has_rows)
@@ -224,15 +233,15 @@ __global__ void __launch_bounds__(THREADS)
         arrived[blockIdx.x] = 0;
 }
 
-/* K cut so that some 800 CTAs are there, in slices of 256 to 2048 that 128 divides. */
+/* K cut so that some 400 CTAs are there, in slices of 256 to 4096 that 128 divides. */
 static uint32_t slice_for(uint32_t n, uint32_t k)
 {
     const uint32_t n_tiles = (n + ROWS - 1) / ROWS;
-    uint32_t slice = k < 2048 ? k : 2048;
+    uint32_t slice = k < 4096 ? k : 4096;
 
     while (k % slice != 0 && slice > 128)
         slice -= 128;
-    while ((uint64_t)n_tiles * (k / slice) < 700 && slice % 256 == 0 && slice > 256)
+    while ((uint64_t)n_tiles * (k / slice) < 380 && slice % 256 == 0 && slice > 256)
         slice /= 2;
     return slice;
 }
@@ -241,31 +250,24 @@ template <bool FP8, int NT, bool GATED, class Out>
 static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
 {
     const uint32_t slice = slice_for(a->n, a->k);
-    /* Activations of a pass: 16 KiB, so that 6 CTAs share an SM; a whole slice when it fits. */
-    uint32_t sub = NT == 8 ? 256 : 16384 / (NT * 8 * 2);
-    static_assert(256 % (AHEAD * 64) == 0, "a pass is whole groups of blocks");
+    /* Activations of a pass: 32 KiB, so that six CTAs share an SM; a whole slice when it fits. */
+    uint32_t sub = 16384 / (NT * 8);
+    static_assert(512 % (ahead<NT> * 64) == 0, "a pass is whole groups of blocks");
     if (sub > slice)
         sub = slice;
     const uint32_t n_slices = (a->k + slice - 1) / slice;
     const size_t shared = (size_t)NT * 8 * (sub * 2 + (FP8 ? 16 : 64));
 
-    skinny_kernel<FP8, NT, GATED, Out>
-        <<<dim3((a->n + ROWS - 1) / ROWS, n_slices), THREADS, shared, stream>>>(
-            (Out *)a->y, (const bf16 *)a->x, (const unsigned char *)a->w, a->w_scale, a->partial,
-            a->arrived, a->n_tokens, a->n, a->k, slice, sub);
-    return launched();
+    return launch_chained(skinny_kernel<FP8, NT, GATED, Out>,
+                          dim3((a->n + ROWS - 1) / ROWS, n_slices), THREADS, shared, stream,
+                          (Out *)a->y, (const bf16 *)a->x, (const unsigned char *)a->w, a->w_scale,
+                          a->partial, a->arrived, a->n_tokens, a->n, a->k, slice, sub);
 }
 
 template <bool FP8, bool GATED, class Out>
 static int launch_tokens(const struct ll_skinny_args *a, cudaStream_t stream)
 {
-    if (a->n_tokens <= 8)
-        return launch<FP8, 1, GATED, Out>(a, stream);
-    if (a->n_tokens <= 16)
-        return launch<FP8, 2, GATED, Out>(a, stream);
-    if (a->n_tokens <= 32)
-        return launch<FP8, 4, GATED, Out>(a, stream);
-    return launch<FP8, 8, GATED, Out>(a, stream);
+    return launch<FP8, 1, GATED, Out>(a, stream);
 }
 
 extern "C" bool ll_cuda_skinny_fits(const struct ll_skinny_args *a)

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define LL_SKINNY_TOKENS_MAX 64u
+#define LL_SKINNY_TOKENS_MAX 8u
 
 #ifdef __cplusplus
 extern "C" {
@@ -25,7 +25,7 @@ struct ll_skinny_args {
     bool is_fp8, is_gated, is_f32;
 };
 
-/* T <= 64, N a multiple of 16, K of 128. */
+/* T <= 8, N a multiple of 16, K of 128. */
 bool ll_cuda_skinny_fits(const struct ll_skinny_args *args);
 size_t ll_cuda_skinny_partial_bytes(uint32_t n, uint32_t k);
 /* Enqueues; a graph may capture it. -EINVAL where it does not fit, -EIO. */

@@ -33,6 +33,8 @@ __global__ void __launch_bounds__(THREADS)
     begin_kernel(const ll_cuda_tables t, const unsigned char *areas, const ll_cuda_layout l,
                  uint32_t n_tokens, uint32_t n_logits)
 {
+    pdl_release();
+    pdl_wait();
     const unsigned char *area = areas + (size_t)(*t.step % LL_CUDA_AREAS) * l.bytes;
     const ll_cuda_counts counts = *reinterpret_cast<const ll_cuda_counts *>(area);
 
@@ -79,6 +81,8 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void end_kernel(const ll_cuda_tables t, ll_cuda_done *done)
 {
+    pdl_release();
+    pdl_wait();
     const uint32_t step = *t.step + 1;
     uint64_t now;
 
@@ -97,13 +101,12 @@ extern "C" int ll_cuda_step_begin(const struct ll_cuda_tables *tables, const uns
 {
     const uint32_t n_blocks = 2 + n_tokens / 1024;
 
-    begin_kernel<<<n_blocks, THREADS, 0, stream>>>(*tables, areas, *layout, n_tokens, n_logits);
-    return launched();
+    return launch_chained(begin_kernel, n_blocks, THREADS, 0, stream, *tables, areas, *layout,
+                          n_tokens, n_logits);
 }
 
 extern "C" int ll_cuda_step_end(const struct ll_cuda_tables *tables, struct ll_cuda_done *done,
                                 cudaStream_t stream)
 {
-    end_kernel<<<1, 1, 0, stream>>>(*tables, done);
-    return launched();
+    return launch_chained(end_kernel, 1, 1, 0, stream, *tables, done);
 }
