@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/skinny.cu - matrix product for few tokens: decode at the speed of the memory.
  *
- *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major bf16, or e4m3 with scale s
+ *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major e4m3 with scale s -> bf16 y,
+ *   or bf16 w -> fp32 y (the head)
  *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
  *
  * Weights are the A operand of mma.sync m16n8k16 (16 rows), tokens the B operand (8 columns). A
@@ -22,7 +23,9 @@
 #include <cuda_fp16.h>
 
 static constexpr int THREADS = 128;
-static constexpr int ROWS = 64; /* of w a CTA: 16 a warp */
+static constexpr int COLUMNS = 8; /* tokens */
+static constexpr int AHEAD = 8;   /* blocks of 64 bytes a row on the way at once: 8 KiB a warp */
+static constexpr int ROWS = 64;   /* of w a CTA: 16 a warp */
 static constexpr float GATED_SCALE = 1.0f / 16.0f;
 
 __device__ static inline uint4 load_weights(const unsigned char *p)
@@ -82,9 +85,9 @@ template <bool FP8, bool GATED> __device__ static inline uint4 load_x(const bf16
 }
 
 /* One block of 64 bytes a row: 64 e4m3 or 32 bf16 values of k. */
-template <bool FP8, int NT>
-__device__ static inline void multiply(float (&acc)[NT][4], const uint4 &w0, const uint4 &w1,
-                                       const unsigned char *x, uint32_t stride)
+template <bool FP8>
+__device__ static inline void multiply(float (&acc)[4], const uint4 &w0, const uint4 &w1,
+                                       const unsigned char *x)
 {
     const uint32_t lo[4] = {w0.x, w0.y, w0.z, w0.w}, hi[4] = {w1.x, w1.y, w1.z, w1.w};
     if constexpr (FP8) {
@@ -96,38 +99,28 @@ __device__ static inline void multiply(float (&acc)[NT][4], const uint4 &w0, con
             a[s][2] = e4m3_pair(lo[s] >> 16);
             a[s][3] = e4m3_pair(hi[s] >> 16);
         }
-#pragma unroll
-        for (int j = 0; j < NT; j++) {
-            const uint4 b0 = *(const uint4 *)(x + j * 8 * stride);
-            const uint4 b1 = *(const uint4 *)(x + j * 8 * stride + 16);
-            mma_f16(acc[j], a[0], b0.x, b0.y);
-            mma_f16(acc[j], a[1], b0.z, b0.w);
-            mma_f16(acc[j], a[2], b1.x, b1.y);
-            mma_f16(acc[j], a[3], b1.z, b1.w);
-        }
+        const uint4 b0 = *(const uint4 *)x;
+        const uint4 b1 = *(const uint4 *)(x + 16);
+        mma_f16(acc, a[0], b0.x, b0.y);
+        mma_f16(acc, a[1], b0.z, b0.w);
+        mma_f16(acc, a[2], b1.x, b1.y);
+        mma_f16(acc, a[3], b1.z, b1.w);
     } else {
         const uint32_t a0[4] = {lo[0], hi[0], lo[1], hi[1]}, a1[4] = {lo[2], hi[2], lo[3], hi[3]};
-#pragma unroll
-        for (int j = 0; j < NT; j++) {
-            const uint4 b = *(const uint4 *)(x + j * 8 * stride);
-            mma_bf16(acc[j], a0, b.x, b.y);
-            mma_bf16(acc[j], a1, b.z, b.w);
-        }
+        const uint4 b = *(const uint4 *)x;
+        mma_bf16(acc, a0, b.x, b.y);
+        mma_bf16(acc, a1, b.z, b.w);
     }
 }
 
-/* Blocks of 64 bytes a row on the way at once: 8 KiB a warp, and half of it where two column tiles
- * need the registers. */
-template <int NT> static constexpr int ahead = NT == 1 ? 8 : 4;
-
-template <bool FP8, int NT, bool GATED, class Out>
+template <bool FP8, bool GATED, class Out>
 __global__ void __launch_bounds__(THREADS)
     skinny_kernel(Out *__restrict__ y, const bf16 *__restrict__ x,
                   const unsigned char *__restrict__ w, const float *__restrict__ w_scale,
                   float *partial, uint32_t *arrived, uint32_t n_tokens, uint32_t n, uint32_t k,
                   uint32_t slice, uint32_t sub)
 {
-    constexpr int AHEAD = ahead<NT>, BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
+    constexpr int BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
     extern __shared__ __align__(128) unsigned char shared[];
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
     const uint32_t row = blockIdx.x * ROWS + warp * 16;
@@ -138,7 +131,7 @@ __global__ void __launch_bounds__(THREADS)
     const unsigned char *w1 = w0 + (size_t)8 * k * BYTES;
     const uint32_t n_blocks = (to - from) / BLOCK_K;
     uint4 a0[AHEAD], a1[AHEAD];
-    float acc[NT][4] = {};
+    float acc[4] = {};
 
     /* Block b lives in place b % AHEAD; every pass starts at a multiple, so places are constants.
      */
@@ -153,7 +146,7 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = 0; i < AHEAD; i++)
         fetch(i, i);
     /* Columns past the tokens are zero throughout. */
-    for (uint32_t i = n_tokens * stride / 16 + threadIdx.x; i < NT * 8 * stride / 16; i += THREADS)
+    for (uint32_t i = n_tokens * stride / 16 + threadIdx.x; i < COLUMNS * stride / 16; i += THREADS)
         ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
     pdl_wait();
     for (uint32_t base = from; base < to; base += sub) {
@@ -171,8 +164,7 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
             for (uint32_t i = 0; i < AHEAD; i++) {
                 if (block + i < last) {
-                    multiply<FP8, NT>(acc, a0[i], a1[i], mine + (block + i - first) * BLOCK_K * 2,
-                                      stride);
+                    multiply<FP8>(acc, a0[i], a1[i], mine + (block + i - first) * BLOCK_K * 2);
                     fetch(i, block + i + AHEAD);
                 }
             }
@@ -189,27 +181,22 @@ __global__ void __launch_bounds__(THREADS)
         const float s0 = FP8 ? w_scale[row + r] * gain : gain;
         const float s1 = FP8 ? w_scale[row + r + 8] * gain : gain;
 #pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint32_t t = j * 8 + c * 2 + i % 2;
-                if (t < n_tokens)
-                    y[(size_t)t * n + row + r + (i / 2) * 8] = (Out)(acc[j][i] * (i < 2 ? s0 : s1));
-            }
+        for (int i = 0; i < 4; i++) {
+            const uint32_t t = c * 2 + i % 2;
+            if (t < n_tokens)
+                y[(size_t)t * n + row + r + (i / 2) * 8] = (Out)(acc[i] * (i < 2 ? s0 : s1));
+        }
         return;
     }
 
     if (has_rows)
 #pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint32_t t = j * 8 + c * 2 + i % 2;
-                if (t < n_tokens)
-                    __stcg(
-                        &partial[((size_t)blockIdx.y * n_tokens + t) * n + row + r + (i / 2) * 8],
-                        acc[j][i]);
-            }
+        for (int i = 0; i < 4; i++) {
+            const uint32_t t = c * 2 + i % 2;
+            if (t < n_tokens)
+                __stcg(&partial[((size_t)blockIdx.y * n_tokens + t) * n + row + r + (i / 2) * 8],
+                       acc[i]);
+        }
     __shared__ bool is_last;
     __threadfence(); /* partial sums before the count */
     __syncthreads();
@@ -246,28 +233,22 @@ static uint32_t slice_for(uint32_t n, uint32_t k)
     return slice;
 }
 
-template <bool FP8, int NT, bool GATED, class Out>
+template <bool FP8, bool GATED, class Out>
 static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
 {
     const uint32_t slice = slice_for(a->n, a->k);
     /* Activations of a pass: 32 KiB, so that six CTAs share an SM; a whole slice when it fits. */
-    uint32_t sub = 16384 / (NT * 8);
-    static_assert(512 % (ahead<NT> * 64) == 0, "a pass is whole groups of blocks");
+    uint32_t sub = 2048;
+    static_assert(2048 % (AHEAD * 64) == 0, "a pass is whole groups of blocks");
     if (sub > slice)
         sub = slice;
     const uint32_t n_slices = (a->k + slice - 1) / slice;
-    const size_t shared = (size_t)NT * 8 * (sub * 2 + (FP8 ? 16 : 64));
+    const size_t shared = (size_t)COLUMNS * (sub * 2 + (FP8 ? 16 : 64));
 
-    return launch_chained(skinny_kernel<FP8, NT, GATED, Out>,
-                          dim3((a->n + ROWS - 1) / ROWS, n_slices), THREADS, shared, stream,
-                          (Out *)a->y, (const bf16 *)a->x, (const unsigned char *)a->w, a->w_scale,
-                          a->partial, a->arrived, a->n_tokens, a->n, a->k, slice, sub);
-}
-
-template <bool FP8, bool GATED, class Out>
-static int launch_tokens(const struct ll_skinny_args *a, cudaStream_t stream)
-{
-    return launch<FP8, 1, GATED, Out>(a, stream);
+    return launch_chained(skinny_kernel<FP8, GATED, Out>, dim3((a->n + ROWS - 1) / ROWS, n_slices),
+                          THREADS, shared, stream, (Out *)a->y, (const bf16 *)a->x,
+                          (const unsigned char *)a->w, a->w_scale, a->partial, a->arrived,
+                          a->n_tokens, a->n, a->k, slice, sub);
 }
 
 extern "C" bool ll_cuda_skinny_fits(const struct ll_skinny_args *a)
@@ -287,12 +268,9 @@ extern "C" int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t st
         return -EINVAL;
     if (args->n_tokens == 0)
         return 0;
-    if (args->is_f32)
-        return args->is_fp8 || args->is_gated ? -EINVAL
-                                              : launch_tokens<false, false, float>(args, stream);
-    if (args->is_fp8)
-        return args->is_gated ? launch_tokens<true, true, bf16>(args, stream)
-                              : launch_tokens<true, false, bf16>(args, stream);
-    return args->is_gated ? launch_tokens<false, true, bf16>(args, stream)
-                          : launch_tokens<false, false, bf16>(args, stream);
+    if (!args->is_fp8)
+        return args->is_f32 && !args->is_gated ? launch<false, false, float>(args, stream)
+                                               : -EINVAL;
+    return args->is_gated ? launch<true, true, bf16>(args, stream)
+                          : launch<true, false, bf16>(args, stream);
 }
