@@ -390,7 +390,7 @@ static int check_complete(const struct ll_checkpoint *checkpoint)
                       : "");
 }
 
-int ll_checkpoint_open(struct ll_checkpoint *out, const char *directory)
+static int open_directory(struct ll_checkpoint *out, const char *directory, bool has_weights)
 {
     int rc, n = snprintf(out->directory, sizeof(out->directory), "%s", directory);
 
@@ -400,18 +400,29 @@ int ll_checkpoint_open(struct ll_checkpoint *out, const char *directory)
     while (n > 1 && out->directory[n - 1] == '/')
         out->directory[--n] = '\0';
     rc = ll_model_config_read(out);
-    if (rc == 0)
+    if (rc == 0 && has_weights)
         rc = make_expected(out);
-    if (rc == 0)
+    if (rc == 0 && has_weights)
         rc = read_weights(out);
-    if (rc == 0)
+    if (rc == 0 && has_weights)
         rc = check_complete(out);
     if (rc < 0) {
         ll_checkpoint_close(out);
         return rc;
     }
-    out->dtype = out->tensor[slot_of(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype;
+    out->dtype = has_weights ? out->tensor[slot_of(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype
+                             : LL_DTYPE_BF16;
     return 0;
+}
+
+int ll_checkpoint_open(struct ll_checkpoint *out, const char *directory)
+{
+    return open_directory(out, directory, true);
+}
+
+int ll_checkpoint_open_config(struct ll_checkpoint *out, const char *directory)
+{
+    return open_directory(out, directory, false);
 }
 
 void ll_checkpoint_close(struct ll_checkpoint *checkpoint)

@@ -49,6 +49,8 @@ struct ll_checkpoint {
 /* Opens and checks; *out is large: zero it first, free it with _close on success.
  * -ENOENT ..., LL_E_INVAL (broken), LL_E_UNSUPPORTED (another architecture, rope type, format). */
 int ll_checkpoint_open(struct ll_checkpoint *out, const char *directory);
+/* The same without weights, for --load-format dummy: no tensors, no files. */
+int ll_checkpoint_open_config(struct ll_checkpoint *out, const char *directory);
 void ll_checkpoint_close(struct ll_checkpoint *checkpoint);
 
 #endif

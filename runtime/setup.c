@@ -86,7 +86,9 @@ static int find_model(struct ll_setup *setup)
                                                "(see llringd --help)"));
     int rc = ll_config_find_model(config->model, setup->directory, sizeof(setup->directory));
     if (rc == 0)
-        rc = ll_checkpoint_open(&setup->checkpoint, setup->directory);
+        rc = config->load_format == LL_LOAD_DUMMY
+                 ? ll_checkpoint_open_config(&setup->checkpoint, setup->directory)
+                 : ll_checkpoint_open(&setup->checkpoint, setup->directory);
     setup->has_checkpoint = rc == 0;
     return rc;
 }
@@ -128,8 +130,8 @@ static int choose_chat_format(struct ll_setup *setup)
             ll_chat_format_find(setup->checkpoint.chat_format) != LL_CHAT_NONE)
             format = setup->checkpoint.chat_format;
         if (format[0] == 0)
-            format = ll_chat_format_name(
-                ll_chat_format_by_template(setup->checkpoint.template_sha256));
+            format =
+                ll_chat_format_name(ll_chat_format_by_template(setup->checkpoint.template_sha256));
         if (format[0] == 0 && setup->has_checkpoint)
             ll_warn("this model's chat template is not known: chat is refused, completions work; "
                     "--chat-template llama3.1 (or llama3.2) says what it speaks");
@@ -365,6 +367,13 @@ int ll_setup_device(struct ll_setup *setup)
     o->has_dummy_weights = config->load_format == LL_LOAD_DUMMY;
     o->seed = config->seed;
     o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
+    if (config->quantization == LL_QUANTIZATION_FP8) {
+        if (!o->has_dummy_weights || strcmp(setup->backend->name, "cuda") != 0)
+            return LL_ERR(LL_E_UNSUPPORTED, "--quantization fp8: this version quantises dummy "
+                                            "weights on cuda only (--load-format dummy)");
+        o->extra = "weights=fp8";
+        setup->dtype_name = "fp8";
+    }
 
     rc = setup->backend->open(&setup->device, o, &setup->checkpoint.shape, &setup->caps, &error);
     if (rc < 0)

@@ -360,6 +360,7 @@ static void backend_close(struct ll_device *d)
     if (d == NULL)
         return;
     cudaDeviceSynchronize();
+    ll_cuda_unpin(d);
     for (uint32_t i = 0; i < d->n_graphs; i++)
         cudaGraphExecDestroy(d->graph[i].exec);
     ll_cuda_weights_free(d);
@@ -437,6 +438,12 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
         (rc = make_tables(d, error)) < 0 || (rc = make_activations(d, error)) < 0 ||
         (rc = make_rope(d, error)) < 0 || (rc = make_kv(d, error)) < 0)
         goto close_device;
+    /* Memory is cleared on the default stream, which ours do not wait for. */
+    s = cudaDeviceSynchronize();
+    if (s != cudaSuccess) {
+        rc = ll_cuda_fail(error, "open", s);
+        goto close_device;
+    }
     caps->n_pages = d->n_pages;
     caps->n_host_pages = d->n_host_pages;
     caps->weights_bytes = weights_estimate(d);

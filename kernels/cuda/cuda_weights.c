@@ -167,7 +167,8 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
                 int rc = device_alloc(d, p.array, bytes, error);
                 if (rc < 0)
                     return rc;
-                cudaMemset(*p.array, 0, bytes); /* padded vocabulary rows */
+                /* Padded vocabulary rows; on the stream that the tensor's pieces will come by. */
+                cudaMemsetAsync(*p.array, 0, bytes, d->load_stream);
             }
         } else {
             enum ll_dtype kept = is_fp8 ? LL_DTYPE_E4M3 : LL_DTYPE_BF16;
@@ -187,9 +188,19 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
 
 int ll_cuda_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_text *error)
 {
-    (void)d;
     cudaError_t s = cudaHostRegister(base, size_bytes, cudaHostRegisterDefault);
-    return s == cudaSuccess ? 0 : ll_cuda_fail(error, "pin staging", s);
+
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "pin staging", s);
+    d->pinned = base;
+    return 0;
+}
+
+void ll_cuda_unpin(struct ll_device *d)
+{
+    if (d->pinned != NULL)
+        cudaHostUnregister(d->pinned);
+    d->pinned = NULL;
 }
 
 static float scale_value(const void *data, enum ll_dtype dtype, size_t i)
@@ -341,6 +352,7 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
     cudaError_t s = cudaDeviceSynchronize();
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "load", s);
+    ll_cuda_unpin(d);
     for (uint32_t i = 0; i < d->shape.n_layers; i++)
         if (upload_scales(&w->layer[i].qkv) < 0 || upload_scales(&w->layer[i].o) < 0 ||
             upload_scales(&w->layer[i].gate_up) < 0 || upload_scales(&w->layer[i].down) < 0)

@@ -85,6 +85,7 @@ struct ll_device {
     uint32_t *skinny_arrived;
     bool has_skinny;        /* off for comparison: extra "skinny=0" */
     unsigned char *convert; /* staging of a conversion */
+    void *pinned;           /* the loader's staging, until seal */
     uint64_t weights_bytes;
 
     /* penalties and biases of new slots: pinned staging, copied on the stream */
@@ -115,6 +116,8 @@ int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *
                  struct ll_text *error);
 int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error);
 int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error);
+/* The loader's memory is its own again. */
+void ll_cuda_unpin(struct ll_device *d);
 int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
 void ll_cuda_weights_free(struct ll_device *d);
 
