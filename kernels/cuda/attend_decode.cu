@@ -4,7 +4,7 @@
  *   out[h] = sum_j softmax_j(q[h] . k[j] * scale) v[j],  j < n_kv, for the G heads of a KV head at
  * once
  *
- * Persistent grid. A work item is (row, KV head, 128 cached tokens): the split depends on the
+ * Persistent grid. A work item is (row, KV head, 512 cached tokens): the split depends on the
  * position in the sequence only, so a row's bits do not depend on the batch. Four warps take 16 of
  * each page's 64 tokens and merge in shared memory; a row of several items is merged, in order, by
  * the CTA that arrives last. Memory bound: 2 K D bytes x 2 a cached token. Reference: kernels/cpu.

@@ -17,7 +17,7 @@
 
 #define LL_CUDA_AREAS     4u
 #define LL_CUDA_NONE      0xffffffffu
-#define LL_CUDA_SPLIT     128u /* KV tokens a decode work item covers; fixed, so bits are too */
+#define LL_CUDA_SPLIT     512u /* KV tokens a decode work item covers; fixed, so bits are too */
 #define LL_CUDA_TILE_ROWS 64u  /* (token, head) rows of a prefill attention tile */
 #define LL_CUDA_BIAS_MAX  1024u
 
