@@ -309,7 +309,7 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
                 philox(slot.seed, quad, pos, slot.choice, 0, bits);
                 has_bits = true;
             }
-            const float u = ((float)(bits[j] >> 8) + 0.5f) * 0x1p-24f;
+            const float u = ((float)(bits[j] >> 9) + 0.5f) * 0x1p-23f;
             const float noisy = y - logf(-logf(u));
             if (is_better(noisy, v, mine.value, mine.id))
                 mine = {noisy, v};

@@ -5,16 +5,17 @@
  *   or bf16 w -> fp32 y (the head)
  *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
  *
- * Weights are the A operand of mma.sync m16n8k16 (16 rows), tokens the B operand (8 columns). A
- * lane loads 16 contiguous bytes of two rows straight from memory, with no trip through shared
- * memory: the order of k inside a block is free as long as both operands use the same, so bytes 4 s
- * .. 4 s + 3 of a lane are its share of step s. e4m3 becomes f16 in registers (exact), activations
- * are f16 then, gated ones scaled by 1/16 so that 2^20 still fits; bf16 weights meet bf16
- * activations.
+ * Weights are the A operand of mma.sync m16n8k16 (16 rows a warp), tokens the B operand (8
+ * columns). Each warp streams its own rows through a ring of shared memory by cp.async, whole
+ * 128-byte lines a row, STAGES ahead, and waits for nobody else. A lane then takes 16 contiguous
+ * bytes of two rows: the order of k inside a block is free as long as both operands use the same,
+ * so bytes 4 s .. 4 s + 3 of a lane are its share of step s. e4m3 becomes f16 in registers (exact),
+ * activations are f16 then, gated ones scaled by 1/16 so that 2^20 still fits; bf16 weights meet
+ * bf16 activations.
  *
  * K is cut into slices by the weight's shape alone and partial sums meet in slice order, so a
  * token's bits depend neither on the other tokens nor on T. Memory bound: N K bytes (2 N K for
- * bf16); a CTA keeps 4 warps x 4 KiB in flight. Past 8 tokens
+ * bf16); a CTA keeps 4 warps x 8 KiB in flight. Past 8 tokens
  * every CTA would read more activations than weights: the tile is too narrow then. Reference:
  * kernels/cpu. */
 #include "kernels/cuda/common.cuh"
@@ -24,17 +25,15 @@
 
 static constexpr int THREADS = 128;
 static constexpr int COLUMNS = 8; /* tokens */
-static constexpr int AHEAD = 8;   /* blocks of 64 bytes a row on the way at once: 8 KiB a warp */
-static constexpr int ROWS = 64;   /* of w a CTA: 16 a warp */
+static constexpr int STAGES = 4;  /* of 128 bytes a row on the way at once: 8 KiB a warp */
+static constexpr int STAGE_BYTES = 16 * 128;
+static constexpr int ROWS = 64; /* of w a CTA: 16 a warp */
 static constexpr float GATED_SCALE = 1.0f / 16.0f;
 
-__device__ static inline uint4 load_weights(const unsigned char *p)
+/* Place of 16-byte chunk j of row r: eight lanes that read two rows' halves meet no bank twice. */
+__device__ static inline uint32_t stage_offset(uint32_t r, uint32_t j)
 {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
+    return r * 128 + (j ^ ((r & 1) * 4 + (r >> 1 & 3))) * 16;
 }
 
 __device__ static inline uint32_t e4m3_pair(uint32_t bits)
@@ -127,24 +126,25 @@ __global__ void __launch_bounds__(THREADS)
     const bool has_rows = row < n;
     const uint32_t from = blockIdx.y * slice, to = min(from + slice, k);
     const uint32_t stride = sub * 2 + PAD, width = GATED ? 2 * k : k;
-    const unsigned char *w0 = w + ((size_t)(has_rows ? row + r : 0) * k + from) * BYTES + c * 16;
-    const unsigned char *w1 = w0 + (size_t)8 * k * BYTES;
-    const uint32_t n_blocks = (to - from) / BLOCK_K;
-    uint4 a0[AHEAD], a1[AHEAD];
+    const uint32_t n_stages = (to - from) * BYTES / 128;
+    unsigned char *ring = shared + COLUMNS * stride + warp * STAGES * STAGE_BYTES;
+    /* Lane's part of a stage: chunk lane % 8 of rows lane / 8 + 0, 4, 8, 12. */
+    const unsigned char *source =
+        w + ((size_t)(has_rows ? row + lane / 8 : 0) * k + from) * BYTES + lane % 8 * 16;
     float acc[4] = {};
 
-    /* Block b lives in place b % AHEAD; every pass starts at a multiple, so places are constants.
-     */
-    auto fetch = [&](uint32_t place, uint32_t block) {
-        if (has_rows && block < n_blocks) {
-            a0[place] = load_weights(w0 + (size_t)block * 64);
-            a1[place] = load_weights(w1 + (size_t)block * 64);
-        }
-    };
-    /* The weights' first blocks are under way while the kernel before drains. */
+    auto fetch = [&](uint32_t stage) {
+        if (has_rows && stage < n_stages)
 #pragma unroll
-    for (uint32_t i = 0; i < AHEAD; i++)
-        fetch(i, i);
+            for (uint32_t i = 0; i < 4; i++)
+                copy16_async(ring + stage % STAGES * STAGE_BYTES +
+                                 stage_offset(lane / 8 + i * 4, lane % 8),
+                             source + (size_t)i * 4 * k * BYTES + (size_t)stage * 128, true);
+        copy_commit();
+    };
+    /* The weights' first stages are under way while the kernel before drains. */
+    for (uint32_t i = 0; i < STAGES - 1; i++)
+        fetch(i);
     /* Columns past the tokens are zero throughout. */
     for (uint32_t i = n_tokens * stride / 16 + threadIdx.x; i < COLUMNS * stride / 16; i += THREADS)
         ((uint4 *)shared)[i] = make_uint4(0, 0, 0, 0);
@@ -159,14 +159,17 @@ __global__ void __launch_bounds__(THREADS)
         }
         __syncthreads();
         const unsigned char *mine = shared + r * stride + c * (FP8 ? 32 : 16);
-        const uint32_t first = (base - from) / BLOCK_K, last = first + n_sub / BLOCK_K;
-        for (uint32_t block = first; block < last; block += AHEAD) {
+        const uint32_t first = (base - from) * BYTES / 128, last = first + n_sub * BYTES / 128;
+        for (uint32_t stage = first; stage < last; stage++) {
+            copy_wait<STAGES - 2>();
+            __syncwarp(); /* every lane's copies of this stage are there, the oldest is read */
+            fetch(stage + STAGES - 1);
+            const unsigned char *tile = ring + stage % STAGES * STAGE_BYTES;
 #pragma unroll
-            for (uint32_t i = 0; i < AHEAD; i++) {
-                if (block + i < last) {
-                    multiply<FP8>(acc, a0[i], a1[i], mine + (block + i - first) * BLOCK_K * 2);
-                    fetch(i, block + i + AHEAD);
-                }
+            for (uint32_t half = 0; half < 2; half++) {
+                const uint4 w0 = *(const uint4 *)(tile + stage_offset(r, half * 4 + c));
+                const uint4 w1 = *(const uint4 *)(tile + stage_offset(r + 8, half * 4 + c));
+                multiply<FP8>(acc, w0, w1, mine + ((stage - first) * 2 + half) * BLOCK_K * 2);
             }
         }
     }
@@ -237,14 +240,19 @@ template <bool FP8, bool GATED, class Out>
 static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
 {
     const uint32_t slice = slice_for(a->n, a->k);
-    /* Activations of a pass: 32 KiB, so that six CTAs share an SM; a whole slice when it fits. */
-    uint32_t sub = 2048;
-    static_assert(2048 % (AHEAD * 64) == 0, "a pass is whole groups of blocks");
+    /* Activations of a pass: 16 KiB, so that four CTAs share an SM. */
+    uint32_t sub = 1024;
     if (sub > slice)
         sub = slice;
     const uint32_t n_slices = (a->k + slice - 1) / slice;
-    const size_t shared = (size_t)COLUMNS * (sub * 2 + (FP8 ? 16 : 64));
+    const size_t shared =
+        (size_t)COLUMNS * (sub * 2 + (FP8 ? 16 : 64)) + THREADS / 32 * STAGES * STAGE_BYTES;
 
+    static_assert(COLUMNS * (1024 * 2 + 64) + THREADS / 32 * STAGES * STAGE_BYTES <= 56 << 10,
+                  "four CTAs share an SM");
+    if (cudaFuncSetAttribute(skinny_kernel<FP8, GATED, Out>,
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, 56 << 10) != cudaSuccess)
+        return -EIO;
     return launch_chained(skinny_kernel<FP8, GATED, Out>, dim3((a->n + ROWS - 1) / ROWS, n_slices),
                           THREADS, shared, stream, (Out *)a->y, (const bf16 *)a->x,
                           (const unsigned char *)a->w, a->w_scale, a->partial, a->arrived,
