@@ -40,11 +40,13 @@ __device__ static inline unsigned char *kv_row(unsigned char *kv, uint32_t page,
     return kv + row * head_dim * (FP8 ? 1 : 2);
 }
 
-/* Shared memory of one CTA. bf16: two stages of {K, V}. FP8: two raw stages and one wide {K, V}. */
+static constexpr int STAGES = 3; /* tiles in shared memory: two on the way while one is worked on */
+
+/* Shared memory of one CTA: STAGES raw {K, V}; FP8: one wide {K, V} more. */
 template <int D, bool FP8> struct attend_smem {
     static constexpr int RAW = TILE * D * (FP8 ? 1 : 2);
     static constexpr int WIDE = TILE * D * 2;
-    static constexpr int BYTES = 4 * RAW + (FP8 ? 2 * WIDE : 0);
+    static constexpr int BYTES = 2 * STAGES * RAW + (FP8 ? 2 * WIDE : 0);
 };
 
 /* Starts the copy of one page's K and V (rows from n_valid on become zero) into a stage. */

@@ -73,25 +73,26 @@ __device__ static void attend_item(const ll_cuda_tables &t, const decode_item &i
               n_group);
 
     const uint32_t n_tiles = (item.to - item.from + TILE - 1) / TILE;
+    /* One group a tile, empty past the end, so that waits count alike. */
     auto start = [&](uint32_t tile) {
-        const uint32_t first = item.from + tile * TILE, page = pages[first / TILE];
-        load_tile<D, FP8>(shared + (tile & 1) * 2 * S::RAW,
-                          kv_row<FP8>(kv, page, 0, item.head, 0, n_kv_heads, D),
-                          kv_row<FP8>(kv, page, 1, item.head, 0, n_kv_heads, D), item.to - first);
+        if (tile < n_tiles) {
+            const uint32_t first = item.from + tile * TILE, page = pages[first / TILE];
+            load_tile<D, FP8>(shared + tile % STAGES * 2 * S::RAW,
+                              kv_row<FP8>(kv, page, 0, item.head, 0, n_kv_heads, D),
+                              kv_row<FP8>(kv, page, 1, item.head, 0, n_kv_heads, D),
+                              item.to - first);
+        }
         copy_commit();
     };
-    start(0);
+    for (int i = 0; i < STAGES - 1; i++)
+        start(i);
     for (uint32_t tile = 0; tile < n_tiles; tile++) {
-        if (tile + 1 < n_tiles) {
-            start(tile + 1);
-            copy_wait<1>();
-        } else {
-            copy_wait<0>();
-        }
+        start(tile + STAGES - 1);
+        copy_wait<STAGES - 1>();
         __syncthreads();
-        const unsigned char *k = shared + (tile & 1) * 2 * S::RAW, *v = k + S::RAW;
+        const unsigned char *k = shared + tile % STAGES * 2 * S::RAW, *v = k + S::RAW;
         if constexpr (FP8) {
-            unsigned char *wide = shared + 4 * S::RAW;
+            unsigned char *wide = shared + 2 * STAGES * S::RAW;
             widen_tile<D>(wide, k);
             widen_tile<D>(wide + S::WIDE, v);
             k = wide;

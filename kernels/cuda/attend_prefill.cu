@@ -44,26 +44,26 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
         }
 
     const uint32_t n_kv = tile.pos + tile.n_tokens, n_tiles = (n_kv + TILE - 1) / TILE;
+    /* One group a tile, empty past the end, so that waits count alike. */
     auto start = [&](uint32_t i) {
-        const uint32_t page = pages[i];
-        load_tile<D, FP8>(shared + (i & 1) * 2 * S::RAW,
-                          kv_row<FP8>(kv, page, 0, head, 0, n_kv_heads, D),
-                          kv_row<FP8>(kv, page, 1, head, 0, n_kv_heads, D), n_kv - i * TILE);
+        if (i < n_tiles) {
+            const uint32_t page = pages[i];
+            load_tile<D, FP8>(shared + i % STAGES * 2 * S::RAW,
+                              kv_row<FP8>(kv, page, 0, head, 0, n_kv_heads, D),
+                              kv_row<FP8>(kv, page, 1, head, 0, n_kv_heads, D), n_kv - i * TILE);
+        }
         copy_commit();
     };
     float o[D / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};
-    start(0);
+    for (int i = 0; i < STAGES - 1; i++)
+        start(i);
     for (uint32_t i = 0; i < n_tiles; i++) {
-        if (i + 1 < n_tiles) {
-            start(i + 1);
-            copy_wait<1>();
-        } else {
-            copy_wait<0>();
-        }
+        start(i + STAGES - 1);
+        copy_wait<STAGES - 1>();
         __syncthreads();
-        const unsigned char *k = shared + (i & 1) * 2 * S::RAW, *v = k + S::RAW;
+        const unsigned char *k = shared + i % STAGES * 2 * S::RAW, *v = k + S::RAW;
         if constexpr (FP8) {
-            unsigned char *wide = shared + 4 * S::RAW;
+            unsigned char *wide = shared + 2 * STAGES * S::RAW;
             widen_tile<D>(wide, k);
             widen_tile<D>(wide + S::WIDE, v);
             k = wide;

@@ -45,13 +45,12 @@ uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
                                         : n_tokens_bucket;
 }
 
-/* Few tokens on e4m3 weights: our own product, which takes bf16 activations. For bf16 weights
- * cuBLASLt is the faster one but for the head (kernels/README.md has the measurements). */
+/* Few tokens: our own product, which takes bf16 activations whatever the weights are. */
 static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t)
 {
     const struct ll_skinny_args args = {.n_tokens = t, .n = l->rows, .k = l->cols};
 
-    return d->has_skinny && l->dtype == LL_DTYPE_E4M3 && ll_cuda_skinny_fits(&args);
+    return d->has_skinny && ll_cuda_skinny_fits(&args);
 }
 
 static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/skinny.cu - matrix product for few tokens: decode at the speed of the memory.
  *
- *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major e4m3 with scale s -> bf16 y,
- *   or bf16 w -> fp32 y (the head)
+ *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major bf16, or e4m3 with scale s
  *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
  *
  * Weights are the A operand of mma.sync m16n8k16 (16 rows a warp), tokens the B operand (8
@@ -276,9 +275,11 @@ extern "C" int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t st
         return -EINVAL;
     if (args->n_tokens == 0)
         return 0;
-    if (!args->is_fp8)
-        return args->is_f32 && !args->is_gated ? launch<false, false, float>(args, stream)
-                                               : -EINVAL;
-    return args->is_gated ? launch<true, true, bf16>(args, stream)
-                          : launch<true, false, bf16>(args, stream);
+    if (args->is_f32)
+        return args->is_fp8 || args->is_gated ? -EINVAL : launch<false, false, float>(args, stream);
+    if (args->is_fp8)
+        return args->is_gated ? launch<true, true, bf16>(args, stream)
+                              : launch<true, false, bf16>(args, stream);
+    return args->is_gated ? launch<false, true, bf16>(args, stream)
+                          : launch<false, false, bf16>(args, stream);
 }
