@@ -311,6 +311,11 @@ static void start_sweep(struct ll_intake *intake, uint64_t now_ns)
     if (now_ns >= intake->next_sweep_ns) {
         intake->sweep_at = 0;
         intake->is_full_sweep = true;
+        /* One client each time whatever the counts say: a word that a peer forged in its name may
+         * stand for one that was lost, and then they agree for ever. */
+        if (intake->n_clients > 0)
+            intake->client[intake->id[intake->n_full_sweeps++ % intake->n_clients]]->needs_scan =
+                true;
         intake->next_sweep_ns = now_ns + LL_INTAKE_SWEEP_NS;
         intake->next_fast_ns = now_ns + LL_INTAKE_SWEEP_FAST_NS;
     } else if (now_ns >= intake->next_fast_ns) {

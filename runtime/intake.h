@@ -4,7 +4,7 @@
  * A turn takes at most 32 doorbells a bell and copies at most 64 KiB of prompt; a longer prompt
  * goes on in the next turn, so a 128K prompt never costs a step its time. Every 10 ms (1 ms for
  * domains whose bell is not believed) it compares each client's n_submitted with the doorbells it
- * saw and scans the slots where they differ.
+ * saw and scans the slots where they differ, and those of one more client in turn.
  *
  *   N1  the word is a hint, the slot is the truth: whatever the op, the slot's state, cancel_gen
  * and stop_choice are looked at, each once N2  a generation is taken at most once: shadow.gen moves
@@ -44,6 +44,7 @@ struct ll_intake {
     /* The sweep goes through id[] with a cursor, so that many clients take many turns. */
     uint32_t sweep_at;  /* n_clients: none under way */
     bool is_full_sweep; /* of all clients, else of those whose bell is not believed */
+    uint32_t n_full_sweeps;
     uint64_t next_sweep_ns, next_fast_ns;
     uint32_t n_scan_left; /* slots this turn may still scan */
 };

@@ -203,9 +203,9 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
         options->pages_per_seq == 0)
         return fail(error, LL_E_INVAL,
                     "fake: n_slots, n_rows_max, n_tokens_max and pages_per_seq must not be 0");
-    if (settings.vocab <= LL_END_IDS_MAX)
-        return fail(error, LL_E_INVAL, "fake: vocab is %llu; it must be above %u",
-                    (unsigned long long)settings.vocab, LL_END_IDS_MAX);
+    if (settings.vocab < 2)
+        return fail(error, LL_E_INVAL, "fake: vocab is %llu; it must be at least 2",
+                    (unsigned long long)settings.vocab);
     if (settings.depth == 0)
         return fail(error, LL_E_INVAL, "fake: depth is 1 or 2");
 

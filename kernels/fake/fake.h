@@ -8,7 +8,8 @@
  *   context(p) = sum over i <= p of mix(t[i], i)                    (what the pages are read for)
  *   draw       = mix(context(p) ^ key(seed, choice), p + 1)
  *   id         = draw mod V; with eos_permille = e, an end id in e of 1000 draws;
- *                an end id before min_tokens becomes the next higher id that is none
+ *                an end id before min_tokens becomes the next higher id that is none,
+ *                if there is one
  * Temperature, top-k, top-p, min-p, penalties, bias and adapters are ignored. */
 #ifndef KERNELS_FAKE_FAKE_H
 #define KERNELS_FAKE_FAKE_H

@@ -34,8 +34,8 @@ uint32_t ll_fake_sample(const struct ll_fake_rules *rules, uint64_t context, uin
     /* Another slice of the draw, so that ending and the id are independent. */
     if (may_end && sampling->n_end > 0 && (draw >> 40) % 1000 < rules->eos_permille)
         return sampling->end[(draw >> 20) % sampling->n_end];
-    /* At most n_end steps: the vocabulary is larger than the end ids (open checks). */
-    while (!may_end && is_end(sampling, id))
+    /* At most n_end steps, then one is found, unless every id ends: then an end id it is. */
+    for (uint32_t i = 0; i < sampling->n_end && !may_end && is_end(sampling, id); i++)
         id = (id + 1) % rules->n_vocab;
     return id;
 }
