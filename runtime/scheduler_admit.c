@@ -126,7 +126,14 @@ static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
 /* Has its reader room for what its first row yields? A starved one is passed over. */
 static bool has_credit(struct ll_planning *p, struct ll_seq *seq)
 {
-    uint32_t n_events = ll_outlet_row_events(seq, 1, 0);
+    uint32_t n_scored = 0;
+
+    /* As much as the row will want: with less it would start, starve, give way as a slow reader,
+     * and be given credit anew for ever, never to end as stalled. */
+    if (seq->flags & LL_REQ_PROMPT_LOGPROBS)
+        n_scored =
+            (uint32_t)ll_min_u64(seq->n_prompt - 1 - seq->n_scored, ll_outlet_scored_max(seq, 1));
+    uint32_t n_events = ll_outlet_row_events(seq, 1, n_scored);
 
     if (!ll_outlet_book(p->s->outlet, seq, n_events, p->now_ns)) {
         if (p->now_ns - seq->starved_ns >= p->s->limits.stall_ns)

@@ -55,6 +55,12 @@ static void print_world(const struct sim_world *w)
     static const char *const kinds[] = {"honest", "buggy", "dying", "stalled", "hostile"};
     static const char *const places[] = {"out", "attached", "dead", "leaving"};
 
+    const struct sim_knobs *k = &w->k;
+    fprintf(stderr,
+            "%u pages of 64, context %u, %u device slots, %u rows and %u tokens a step, depth %u, "
+            "%u sequences, rings of 2^%u, stall %llu ms\n",
+            k->n_pages, k->context_max, k->n_device_slots, k->n_rows_max, k->n_tokens_max, k->depth,
+            k->n_sequences, k->log2_events, (unsigned long long)(k->stall_ns / LL_NS_PER_MS));
     for (uint32_t i = 0; i < w->k.n_clients; i++) {
         const struct sim_client *client = &w->client[i];
         fprintf(stderr, "client %u: %s, %s, incarnation %u, domain %u\n", i, kinds[client->kind],
@@ -82,6 +88,29 @@ static void print_world(const struct sim_world *w)
     }
 }
 
+static void print_sequences(const struct sim_world *w)
+{
+    static const char *const states[] = {"free", "intake", "waiting", "running", "ending"};
+
+    if (!w->is_open)
+        return;
+    fprintf(stderr, "%llu preemptions, %u of %u pages free\n",
+            (unsigned long long)ll_stat_get(&w->stat->v.preemptions), w->engine.kv.n_free,
+            w->engine.kv.n_pages);
+    for (uint32_t i = 0; i < w->engine.pool.n; i++) {
+        const struct ll_seq *seq = &w->engine.pool.seq[i];
+        if (seq->state != LL_SEQ_FREE)
+            fprintf(stderr,
+                    "sequence %u: %s, client %u slot %u gen %u, tokens %u + %u of %u, at %u, "
+                    "%u pages, %u rows in flight, %u events written, %u booked, %u taken%s%s%s\n",
+                    i, states[seq->state], seq->client, seq->slot, seq->gen, seq->n_prompt,
+                    seq->n_tokens - seq->n_prompt, seq->max_tokens, seq->pos_hi, seq->n_pages,
+                    seq->n_in_flight, seq->n_written, seq->n_booked, seq->n_taken,
+                    seq->is_preempted ? ", preempted" : "", seq->starved_ns ? ", starved" : "",
+                    seq->end ? ", ended" : "");
+    }
+}
+
 _Noreturn void sim_fail(const struct sim_world *w, const char *format, ...)
 {
     va_list args;
@@ -96,6 +125,7 @@ _Noreturn void sim_fail(const struct sim_world *w, const char *format, ...)
     if (last_log[0] != 0)
         fprintf(stderr, "last line of the log: %s\n", last_log);
     print_world(w);
+    print_sequences(w);
     print_replay(w);
     _exit(1);
 }
