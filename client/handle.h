@@ -46,6 +46,7 @@ struct ll_client_slot {
     uint32_t burst_at;   /* ids of the BURST at the queue's head that were given out */
     bool is_ended;       /* H3 */
     bool is_listed;      /* in the ready list */
+    bool is_held;        /* ll_client_hold(): stays off the ready list */
     struct ll_event *queue;
 };
 

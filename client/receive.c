@@ -20,6 +20,16 @@ static bool is_terminal(const struct ll_event *event)
     return event->type == LL_EV_FINISH || event->type == LL_EV_ERROR;
 }
 
+static void list_slot(struct ll_client *client, uint32_t index)
+{
+    struct ll_client_slot *slot = &client->slot[index];
+
+    if (slot->is_listed || slot->is_held)
+        return;
+    slot->is_listed = true;
+    client->ready[client->ready_tail++ % client->n_ready_max] = (uint16_t)index;
+}
+
 /* Puts a copy behind the slot's queue and the slot on the ready list. */
 static void enqueue(struct ll_client *client, uint32_t index, const struct ll_event *event)
 {
@@ -28,10 +38,7 @@ static void enqueue(struct ll_client *client, uint32_t index, const struct ll_ev
     memcpy(&slot->queue[slot->tail++ % LL_CLIENT_QUEUE_EVENTS], event, sizeof(*event));
     if (is_terminal(event))
         slot->is_ended = true;
-    if (!slot->is_listed) {
-        slot->is_listed = true;
-        client->ready[client->ready_tail++ % client->n_ready_max] = (uint16_t)index;
-    }
+    list_slot(client, index);
 }
 
 /* What a sound runtime can send for this slot; NULL, or what is wrong with it. */
@@ -245,8 +252,9 @@ int ll_client_take(struct ll_client *client, struct ll_output *out, int n_max)
     while (n < n_max && client->ready_head != client->ready_tail) {
         uint32_t index = client->ready[client->ready_head % client->n_ready_max];
         struct ll_client_slot *slot = &client->slot[index];
-        n += take_slot(client, index, out + n, n_max - n);
-        if (slot->head != slot->tail)
+        if (!slot->is_held)
+            n += take_slot(client, index, out + n, n_max - n);
+        if (!slot->is_held && slot->head != slot->tail)
             break; /* out is full; this slot stays first */
         slot->is_listed = false;
         client->ready_head++;
@@ -330,4 +338,21 @@ int ll_client_poll_request(struct ll_client *client, uint64_t id, struct ll_outp
             look_around(client);
     }
     return ll_client_check(client);
+}
+
+int ll_client_hold(struct ll_client *client, uint64_t id, int is_held)
+{
+    uint32_t index = (uint32_t)(id & 0x3ff);
+
+    if (ll_client_is_forked(client))
+        return ll_client_check(client);
+    /* Relaxed: this thread writes it. */
+    if (id == 0 || index >= client->n_slots ||
+        atomic_load_explicit(&client->slot[index].id, memory_order_relaxed) != id)
+        return 0; /* it has ended */
+    struct ll_client_slot *slot = &client->slot[index];
+    slot->is_held = is_held != 0;
+    if (slot->head != slot->tail)
+        list_slot(client, index);
+    return 0;
 }

@@ -271,6 +271,7 @@ int ll_client_submit(struct ll_client *client, const struct ll_request *request,
     slot->n_choices = request->n;
     slot->head = slot->tail = slot->n_taken = slot->burst_at = 0;
     slot->is_ended = false;
+    slot->is_held = false;
 
     write_slot(req, request, client->arena.base, (uint32_t)offset);
     /* Relaxed: published by state below, as the plain stores are. */

@@ -275,6 +275,11 @@ LL_API int ll_client_poll(struct ll_client *client, struct ll_output *out, int n
 LL_API int ll_client_poll_request(struct ll_client *client, uint64_t id, struct ll_output *out,
                                   int n_max);
 
+/* Flow control for one request: while it is held, ll_client_poll() and _wait() leave its outputs
+ * queued and are not woken for them; the runtime stops that request alone when its window is full
+ * and ends it as LL_E_STALLED after its stall timeout. Unknown ids are ignored. */
+LL_API int ll_client_hold(struct ll_client *client, uint64_t id, int is_held);
+
 /* ll_client_poll that waits until something arrives or timeout_ns is over (0: at once, -1: never).
  * Spins first (ll_client_options.spin_us), then sleeps. 0 on timeout. LL_E_TIMEOUT: the runtime
  * hangs; requests are still open and later calls may succeed. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tests/tools/test_options.c - the option table: O1..O3 of tools/llring/options.h. */
+/* tests/tools/test_options.c - the option table: O1..O3 of tools/common/options.h. */
 #include "tests/harness.h"
-#include "tools/llring/options.h"
+#include "tools/common/options.h"
 
 #include <unistd.h>
 

@@ -3,7 +3,7 @@
 #ifndef TOOLS_LLRING_COMMANDS_H
 #define TOOLS_LLRING_COMMANDS_H
 
-#include "tools/llring/options.h"
+#include "tools/common/options.h"
 
 extern const struct command command_serve, command_chat, command_complete, command_batch,
     command_bench, command_status, command_check;

@@ -6,7 +6,7 @@
 
 #include "ll/client.h"
 #include "ll/text.h"
-#include "tools/llring/options.h"
+#include "tools/common/options.h"
 
 struct connection_options {
     const char *socket;

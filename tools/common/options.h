@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tools/llring/options.h - one option table a command: it is parsed, checked, shown by --help and
+/* tools/common/options.h - one option table a command: it is parsed, checked, shown by --help and
  * searched for the nearest name when somebody mistypes.
  *
  *   O1  An option writes to base + offset of the command's own struct, never elsewhere.
  *   O2  Long options take "--name value" or "--name=value"; `_` counts as `-`; an unambiguous
  *       beginning is enough; "--" ends options. Short ones take "-n 5" or "-n5".
  *   O3  A usage error prints one sentence to standard error and gives 2; --help gives 0. */
-#ifndef TOOLS_LLRING_OPTIONS_H
-#define TOOLS_LLRING_OPTIONS_H
+#ifndef TOOLS_COMMON_OPTIONS_H
+#define TOOLS_COMMON_OPTIONS_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -47,7 +47,7 @@ struct option_group {
 
 #define OPTION_GROUPS_MAX 4
 struct command {
-    const char *name;
+    const char *name;     /* "" for a program without commands */
     const char *summary;  /* one line */
     const char *operands; /* "[PROMPT]" */
     const char *details;  /* paragraphs below the options in --help; NULL: none */
@@ -59,12 +59,15 @@ struct command {
 
 #define OPTIONS_GO_ON -1
 
+/* Name of the program in messages and in --help; "llring" at start. Set first thing in main(). */
+extern const char *options_program;
+
 /* Parses argv[1 ..] into values; operands are moved to the front of argv[1 ..] and counted in
  * *n_operands. OPTIONS_GO_ON, or the exit code of the program. */
 int options_parse(const struct command *command, int argc, char **argv, void *values,
                   int *n_operands);
 
-/* Prints "llring NAME: <what>" and the way to --help on standard error; 2. */
+/* Prints "<program> NAME: <what>" and the way to --help on standard error; 2. */
 int options_usage_error(const char *command, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tools/llring/options.h"
+#include "tools/common/options.h"
 
 #include "base/bits.h"
 
@@ -13,15 +13,18 @@
 #define NAME_BYTES_MAX 64
 #define NAMES_MAX      96 /* options of one command; the largest has about 30 */
 
+const char *options_program = "llring";
+
 int options_usage_error(const char *command, const char *format, ...)
 {
     va_list list;
 
-    fprintf(stderr, "llring%s%s: ", command[0] != '\0' ? " " : "", command);
+    fprintf(stderr, "%s%s%s: ", options_program, command[0] != '\0' ? " " : "", command);
     va_start(list, format);
     vfprintf(stderr, format, list);
     va_end(list);
-    fprintf(stderr, "\nTry: llring %s%s--help\n", command, command[0] != '\0' ? " " : "");
+    fprintf(stderr, "\nTry: %s %s%s--help\n", options_program, command,
+            command[0] != '\0' ? " " : "");
     return 2;
 }
 
@@ -341,8 +344,10 @@ void options_help(const struct command *command)
 {
     static const struct option help = {.name = "help", .letter = 'h', .help = "show this"};
 
-    printf("llring %s - %s\n\nusage: llring %s [options]%s%s\n", command->name, command->summary,
-           command->name, command->operands[0] != '\0' ? " " : "", command->operands);
+    const char *space = command->name[0] != '\0' ? " " : "";
+    printf("%s%s%s - %s\n\nusage: %s%s%s [options]%s%s\n", options_program, space, command->name,
+           command->summary, options_program, space, command->name,
+           command->operands[0] != '\0' ? " " : "", command->operands);
     for (size_t g = 0; g < OPTION_GROUPS_MAX && command->groups[g].options != NULL; g++) {
         printf("\n%s:\n", command->groups[g].title);
         for (const struct option *option = command->groups[g].options; option->name != NULL;
