@@ -86,7 +86,7 @@ stat() {
 # The ledger of an idle runtime (shm/stat.h): what came in has gone out. Figures may be a moment
 # old, so it waits for the last of them.
 check_ledger() {
-    for _ in $(seq 50); do
+    for _ in $(seq 100); do
         [ "$(stat credits_reserved)" != 0 ] || break
         sleep 0.05
     done

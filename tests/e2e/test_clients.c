@@ -145,7 +145,9 @@ static void check_ledger(struct ll_client *client)
         n_ended = 0;
         for (size_t i = 0; i < LL_COUNT(ends); i++)
             n_ended += stat_of(client, ends[i]);
-    } while (n_ended != stat_of(client, "requests_accepted") && ll_now_ns() < deadline_ns);
+    } while ((n_ended != stat_of(client, "requests_accepted") ||
+              stat_of(client, "credits_reserved") != 0) &&
+             ll_now_ns() < deadline_ns);
     assert_int_equal(n_ended, stat_of(client, "requests_accepted"));
     assert_int_equal(stat_of(client, "requests_submitted"),
                      stat_of(client, "requests_accepted") + stat_of(client, "requests_rejected"));
