@@ -334,7 +334,7 @@ static void thousands_of_connects_leave_nothing_behind(void **state)
     struct echo *echo = *state;
     struct ll_msg_hello hello = a_hello();
 
-    for (int i = 0; i < 2000; i++) {
+    for (int i = 0; i < 10000; i++) {
         int fd = dial(echo);
         if (i % 3 == 1)
             say(fd, &hello, (size_t)i % 7);
@@ -625,8 +625,9 @@ static void a_drain_finishes_what_runs_and_takes_nobody_in(void **state)
     uint32_t n = 0;
     do {
         assert_int_equal(ll_client_wait(client, &out, 1, (int64_t)(5 * LL_NS_PER_S)), 1);
-        n += out.type == LL_OUTPUT_TOKEN;
-    } while (out.type == LL_OUTPUT_TOKEN || (out.type == LL_OUTPUT_ERROR && out.id != id));
+        n += out.id == id && out.type == LL_OUTPUT_TOKEN;
+        /* Others were submitted while the signal was on its way: taken in or refused. */
+    } while (out.id != id || out.type == LL_OUTPUT_TOKEN);
     assert_int_equal(out.type, LL_OUTPUT_FINISH);
     assert_int_equal(n, 20);
     assert_int_equal(echo_stop(echo), 0);
