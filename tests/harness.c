@@ -43,6 +43,22 @@ uint64_t ll_test_seed(void)
     return seed;
 }
 
+bool ll_test_aborts(void (*fault)(void *on), void *on)
+{
+    int status = 0;
+
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(STDERR_FILENO);
+        signal(SIGABRT, SIG_DFL);
+        fault(on);
+        _exit(0);
+    }
+    waitpid(pid, &status, 0);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
 /* The socket is bound only when the runtime is READY. */
 static bool is_listening(const char *socket_path)
 {

@@ -28,6 +28,9 @@ double ll_test_seconds(double fallback);
  * replayed. */
 uint64_t ll_test_seed(void);
 
+/* Runs fault(on) in a child, its standard error closed: whether it died of an assertion. */
+bool ll_test_aborts(void (*fault)(void *on), void *on);
+
 /* Starts build/llringd with the given arguments (NULL-ended) plus --socket in a fresh directory,
  * and waits until it is READY. */
 struct ll_test_runtime {

@@ -17,24 +17,9 @@
 #define DEMO_BACKEND() ll_backend_cpu()
 #endif
 
-/* The bundled file where it is, else the one beside the source tree, else NULL. */
-static inline const char *demo_path(const char *bundled, const char *shared)
-{
-    const char *path = ll_test_source(bundled);
-
-    return access(path, R_OK) == 0 ? path : ll_test_shared(shared);
-}
-
-static inline json_t *demo_json(const char *bundled, const char *shared)
-{
-    const char *path = demo_path(bundled, shared);
-
-    return path == NULL ? NULL : json_load_file(path, 0, NULL);
-}
-
 static inline json_t *demo_golden(void)
 {
-    return demo_json("tests/data/golden.json", "models/tiny-chat/golden.json");
+    return json_load_file(ll_test_source("tests/data/golden.json"), 0, NULL);
 }
 
 static inline double demo_number(const json_t *object, const char *key)
@@ -45,7 +30,7 @@ static inline double demo_number(const json_t *object, const char *key)
 /* False where the model is not there. */
 static inline bool demo_shape(struct ll_model_shape *shape)
 {
-    json_t *c = demo_json("tools/demo-model/config.json", "models/tiny-chat/config.json");
+    json_t *c = json_load_file(ll_test_source("tools/demo-model/config.json"), 0, NULL);
 
     if (c == NULL)
         return false;
@@ -111,8 +96,7 @@ static inline bool demo_role(const char *name, struct ll_tensor *tensor)
 static inline int demo_feed(const struct ll_backend *backend, struct ll_device *device,
                             size_t piece_bytes, struct ll_text *error)
 {
-    const char *path =
-        demo_path("tools/demo-model/model.safetensors", "models/tiny-chat/model.safetensors");
+    const char *path = ll_test_source("tools/demo-model/model.safetensors");
     int fd = open(path, O_RDONLY | O_CLOEXEC), rc = 0;
     struct stat st;
     uint64_t n_header;

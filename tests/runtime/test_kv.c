@@ -5,10 +5,6 @@
 #include "base/rng.h"
 #include "runtime/kv.h"
 
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #define N_SEQS  8u
 #define N_PAGES 20u
 
@@ -149,30 +145,15 @@ static void a_published_page_is_idle_until_it_is_wanted(void **state)
     ll_kv_release(&f->kv, b);
 }
 
-/* Runs fault(f) in a child and says whether it died of SIGABRT. */
-static bool aborts(struct fixture *f, void (*fault)(struct fixture *))
+static void no_fault(void *on)
 {
-    int status;
-
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        close(STDERR_FILENO);
-        signal(SIGABRT, SIG_DFL);
-        fault(f);
-        _exit(0);
-    }
-    waitpid(pid, &status, 0);
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
-}
-
-static void no_fault(struct fixture *f)
-{
+    struct fixture *f = on;
     ll_kv_check(&f->kv, &f->pool);
 }
 
-static void free_foreign_page(struct fixture *f)
+static void free_foreign_page(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
 
     ll_kv_grow(&f->kv, a, 64);
@@ -181,8 +162,9 @@ static void free_foreign_page(struct fixture *f)
     ll_kv_release(&f->kv, b);
 }
 
-static void lose_page(struct fixture *f)
+static void lose_page(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool);
 
     ll_kv_grow(&f->kv, a, 128);
@@ -190,8 +172,9 @@ static void lose_page(struct fixture *f)
     ll_kv_check(&f->kv, &f->pool);
 }
 
-static void double_page(struct fixture *f)
+static void double_page(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool);
 
     ll_kv_grow(&f->kv, a, 128);
@@ -199,8 +182,9 @@ static void double_page(struct fixture *f)
     ll_kv_check(&f->kv, &f->pool);
 }
 
-static void write_in_secret(struct fixture *f)
+static void write_in_secret(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
 
     ll_kv_grow(&f->kv, a, 64);
@@ -210,8 +194,9 @@ static void write_in_secret(struct fixture *f)
     ll_kv_check(&f->kv, &f->pool);
 }
 
-static void hold_a_page_of_old(struct fixture *f)
+static void hold_a_page_of_old(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
 
     ll_kv_grow(&f->kv, a, 64);
@@ -224,8 +209,9 @@ static void hold_a_page_of_old(struct fixture *f)
     ll_kv_release(&f->kv, b);
 }
 
-static void attach_a_free_page(struct fixture *f)
+static void attach_a_free_page(void *on)
 {
+    struct fixture *f = on;
     struct ll_seq *a = ll_seq_take(&f->pool);
 
     ll_kv_attach(&f->kv, a, 0);
@@ -235,13 +221,13 @@ static void faults_are_noticed(void **state)
 {
     struct fixture *f = *state;
 
-    assert_false(aborts(f, no_fault));
-    assert_true(aborts(f, free_foreign_page));
-    assert_true(aborts(f, lose_page));
-    assert_true(aborts(f, double_page));
-    assert_true(aborts(f, write_in_secret));
-    assert_true(aborts(f, hold_a_page_of_old));
-    assert_true(aborts(f, attach_a_free_page));
+    assert_false(ll_test_aborts(no_fault, f));
+    assert_true(ll_test_aborts(free_foreign_page, f));
+    assert_true(ll_test_aborts(lose_page, f));
+    assert_true(ll_test_aborts(double_page, f));
+    assert_true(ll_test_aborts(write_in_secret, f));
+    assert_true(ll_test_aborts(hold_a_page_of_old, f));
+    assert_true(ll_test_aborts(attach_a_free_page, f));
 }
 
 int main(void)

@@ -4,10 +4,6 @@
 
 #include "runtime/sequence.h"
 
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #define N_SEQS  5u
 #define CONTEXT 300u
 
@@ -105,30 +101,16 @@ static void lists_keep_their_order(void **state)
     assert_int_equal(pool->list[LL_SEQ_RUNNING].n, 1);
 }
 
-static bool aborts(struct ll_seq_pool *pool, void (*fault)(struct ll_seq_pool *))
+static void no_fault(void *on)
 {
-    int status;
-
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) {
-        close(STDERR_FILENO);
-        signal(SIGABRT, SIG_DFL);
-        fault(pool);
-        _exit(0);
-    }
-    waitpid(pid, &status, 0);
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
-}
-
-static void no_fault(struct ll_seq_pool *pool)
-{
+    struct ll_seq_pool *pool = on;
     ll_seq_move(pool, waiting(pool), LL_SEQ_WAITING);
     ll_seq_check(pool);
 }
 
-static void wait_with_pages(struct ll_seq_pool *pool)
+static void wait_with_pages(void *on)
 {
+    struct ll_seq_pool *pool = on;
     struct ll_seq *seq = waiting(pool);
 
     ll_seq_move(pool, seq, LL_SEQ_RUNNING);
@@ -136,8 +118,9 @@ static void wait_with_pages(struct ll_seq_pool *pool)
     ll_seq_move_front(pool, seq, LL_SEQ_WAITING);
 }
 
-static void free_with_a_row_in_flight(struct ll_seq_pool *pool)
+static void free_with_a_row_in_flight(void *on)
 {
+    struct ll_seq_pool *pool = on;
     struct ll_seq *seq = waiting(pool);
 
     ll_seq_move(pool, seq, LL_SEQ_RUNNING);
@@ -148,8 +131,9 @@ static void free_with_a_row_in_flight(struct ll_seq_pool *pool)
     ll_seq_move(pool, seq, LL_SEQ_FREE);
 }
 
-static void free_untold(struct ll_seq_pool *pool)
+static void free_untold(void *on)
 {
+    struct ll_seq_pool *pool = on;
     struct ll_seq *seq = waiting(pool);
 
     seq->end = LL_END_STOP;
@@ -157,13 +141,15 @@ static void free_untold(struct ll_seq_pool *pool)
     ll_seq_move(pool, seq, LL_SEQ_FREE);
 }
 
-static void end_without_a_reason(struct ll_seq_pool *pool)
+static void end_without_a_reason(void *on)
 {
+    struct ll_seq_pool *pool = on;
     ll_seq_move(pool, waiting(pool), LL_SEQ_ENDING);
 }
 
-static void break_a_list(struct ll_seq_pool *pool)
+static void break_a_list(void *on)
 {
+    struct ll_seq_pool *pool = on;
     struct ll_seq *a = waiting(pool);
 
     waiting(pool);
@@ -173,12 +159,12 @@ static void break_a_list(struct ll_seq_pool *pool)
 
 static void faults_are_noticed(void **state)
 {
-    assert_false(aborts(*state, no_fault));
-    assert_true(aborts(*state, wait_with_pages));
-    assert_true(aborts(*state, free_with_a_row_in_flight));
-    assert_true(aborts(*state, free_untold));
-    assert_true(aborts(*state, end_without_a_reason));
-    assert_true(aborts(*state, break_a_list));
+    assert_false(ll_test_aborts(no_fault, *state));
+    assert_true(ll_test_aborts(wait_with_pages, *state));
+    assert_true(ll_test_aborts(free_with_a_row_in_flight, *state));
+    assert_true(ll_test_aborts(free_untold, *state));
+    assert_true(ll_test_aborts(end_without_a_reason, *state));
+    assert_true(ll_test_aborts(break_a_list, *state));
 }
 
 int main(void)
