@@ -4,7 +4,7 @@
  * Opens config.json, generation_config.json, tokenizer_config.json and the safetensors headers
  * (one file or shards by index), checks every rule of the format (overlap, holes, overflow, size,
  * shapes against the config) and lists the tensors. Reads no weights. A refusal names file, tensor,
- * field and offset. Formats: huggingface/safetensors README; facts/formats.md 1. */
+ * field and offset. Formats: the README of huggingface/safetensors. */
 #ifndef RUNTIME_CHECKPOINT_H
 #define RUNTIME_CHECKPOINT_H
 

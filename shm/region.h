@@ -3,7 +3,7 @@
  *
  * The runtime makes every region as an anonymous memfd (4 KiB pages, never hugetlb: a hole punched
  * into shared huge pages is a SIGBUS), so nothing outlives the processes. The order of a hand-over
- * is law (facts: transport.md 7.7, reliability.md 2a):
+ * is law:
  *   client-written (REQ):   make, seal SHRINK|GROW, send, peer maps, seal FUTURE_WRITE|SEAL,
  *                           verify, only then populate and mlock
  *   runtime-written (INFO, RSP, STAT, TOK): make, map, seal all with FUTURE_WRITE, send

@@ -114,8 +114,8 @@ enum ll_chat_flags {
     LL_CHAT_TOOLS_IN_SYSTEM = 2 /* tools in the system turn instead of the first user turn */
 };
 
-/* Renders a conversation. Formats: formats.md 3.1. Returns the id count (may exceed n_max, as
- * ll_encode). Content is encoded with special tokens as plain text; only the format's own markers
+/* Renders a conversation as the model's own template would. Returns the id count (may exceed n_max,
+ * as ll_encode). Content is encoded with special tokens as plain text; only the format's own markers
  * are special. LL_E_INVAL: no message, unknown role, two tool calls, bad JSON, tools without a
  * first user message; LL_E_UNSUPPORTED: format NONE or the vocabulary lacks its markers. */
 LL_API int64_t ll_chat_encode(const struct ll_tokenizer *tokenizer, const struct ll_chat *chat,

@@ -251,7 +251,7 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "activations", s);
 }
 
-/* cos and sin of every position, in double on the host: formats.md 1.2. */
+/* cos and sin of every position, in double on the host. */
 static int make_rope(struct ll_device *d, struct ll_text *error)
 {
     const struct ll_model_shape *m = &d->shape;

@@ -121,7 +121,7 @@ void ll_cuda_unpin(struct ll_device *d);
 int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
 void ll_cuda_weights_free(struct ll_device *d);
 
-/* cuda_graph.c: the graph of a step of this size, captured at first use. Buckets: design.md 7. */
+/* cuda_graph.c: the graph of a step of this size, captured at first use. */
 uint32_t ll_cuda_token_bucket(uint32_t n_tokens);
 uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket);
 int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,

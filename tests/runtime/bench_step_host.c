@@ -6,7 +6,7 @@
  *
  * Three loads: decode only; requests that come and go with prompts of 512; the same and a prompt of
  * 100,000 tokens again and again. The wait for the device is not counted, the backend's submit is
- * (and shown alone); the clients' own work is not. Goal: <= 30 us at most (design.md 11); on a
+ * (and shown alone); the clients' own work is not. Goal: <= 30 us at most; on a
  * machine shared with others the maximum shows the others. */
 #include "tests/runtime/rig.h"
 #include "tests/runtime/count_alloc.h"

@@ -124,7 +124,7 @@ static void a_child_does_not_inherit_a_mapping(void **state)
     ll_region_free(&region);
 }
 
-/* ---- T10: what a client may try with its descriptors (reliability.md G5; the tenth, passing a
+/* ---- T10: what a client may try with its descriptors (the tenth, passing a
  * descriptor of its own, is among the messages below) */
 
 /* Each of the writing ways in, refused with EPERM or EACCES. */
