@@ -68,7 +68,8 @@ static void lose(struct ll_client *client)
 {
     ll_client_drain(client);
     ll_client_check_peer(client);
-    uint32_t state = atomic_load_explicit(&client->info->rt_state, memory_order_relaxed);
+    /* Acquire, pairs with the step thread's release: the reason after the state. */
+    uint32_t state = atomic_load_explicit(&client->info->rt_state, memory_order_acquire);
     uint32_t reason = atomic_load_explicit(&client->info->rt_reason, memory_order_relaxed);
     if (state == LL_RT_DEAD)
         ll_client_fail(client, LL_E_RUNTIME_LOST,

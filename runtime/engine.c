@@ -190,7 +190,7 @@ static void go_on_detaching(struct ll_engine *engine)
     }
 }
 
-static uint32_t read_mail(struct ll_engine *engine, uint64_t now_ns)
+static uint32_t read_mail(struct ll_engine *engine)
 {
     struct ll_mail mail;
     uint32_t n = 0;
@@ -204,7 +204,7 @@ static uint32_t read_mail(struct ll_engine *engine, uint64_t now_ns)
             begin_detach(engine, mail.attachment, mail.value != 0);
             break;
         case LL_MAIL_SWEEP:
-            ll_intake_sweep(&engine->intake, mail.attachment, now_ns);
+            ll_intake_sweep(&engine->intake, mail.attachment);
             break;
         case LL_MAIL_DRAIN:
             engine->is_draining = true;
@@ -278,6 +278,11 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
     ll_error("%s: %s (%s); all requests fail", what, text, ll_error_name(code));
     ll_stat_add(&engine->stats->backend_errors, 1);
     ll_outlet_fail_all(&engine->outlet, LL_E_BACKEND, clock_ns(engine));
+    atomic_store_explicit(&engine->options.info->rt_reason, (uint32_t)-LL_E_BACKEND,
+                          memory_order_relaxed);
+    /* Release, pairs with the acquire of clients: the reason before the state. Before the wake, so
+     * that whoever it wakes sees that no more will come. */
+    atomic_store_explicit(&engine->options.info->rt_state, LL_RT_DEAD, memory_order_release);
     ll_outlet_wake(&engine->outlet);
     engine->failed = LL_E_BACKEND;
     /* The box empties as the control thread reads; without it nobody waits for this mail. */
@@ -388,7 +393,7 @@ static uint32_t look_after(struct ll_engine *engine, uint64_t now_ns)
     beat(engine, now_ns);
     if (now_ns >= engine->next_mail_ns) {
         engine->next_mail_ns = now_ns + MAIL_NS;
-        work = read_mail(engine, now_ns);
+        work = read_mail(engine);
     }
     if (engine->n_leaving > 0)
         go_on_detaching(engine);

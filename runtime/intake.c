@@ -298,10 +298,12 @@ static uint64_t n_submitted_of(const struct ll_attachment *client)
     return atomic_load_explicit(&client->hot->n_submitted, memory_order_acquire);
 }
 
-void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *client, uint64_t now_ns)
+void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *client)
 {
-    if (intake->client[client->id] == client && !client->is_fenced && !client->is_leaving)
-        scan_client(intake, client, n_submitted_of(client), now_ns);
+    if (intake->client[client->id] != client)
+        return;
+    client->needs_scan = true;
+    intake->next_sweep_ns = 0;
 }
 
 static void start_sweep(struct ll_intake *intake, uint64_t now_ns)

@@ -64,7 +64,9 @@ void ll_intake_attach(struct ll_intake *intake, struct ll_attachment *attachment
  * (it said BYE); true once everything is freed and the quarantine (A3) is over, so that DETACHED
  * may be sent. Call again until then, each turn of the loop; has_died counts the first time. */
 bool ll_intake_detach(struct ll_intake *intake, struct ll_attachment *attachment, bool has_died);
-void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *attachment, uint64_t now_ns);
+/* A SWEEP came: this client's slots are looked at in the next sweep, which begins with the next turn
+ * and keeps to its bound (N3), however many ask. */
+void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *attachment);
 
 /* Shadows, lists and reservations agree; aborts on a fault. */
 void ll_intake_check(const struct ll_intake *intake);

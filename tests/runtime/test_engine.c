@@ -389,6 +389,8 @@ static void expect_failure(const struct rig_config *config)
         assert_int_equal(rig.client[0].request[i].code, LL_E_BACKEND);
     assert_int_equal(RIG_STAT(&rig, requests_failed), 20);
     assert_int_equal(RIG_STAT(&rig, backend_errors), 1);
+    assert_int_equal(rig.info->rt_state, LL_RT_DEAD); /* G4 */
+    assert_int_equal(rig.info->rt_reason, -LL_E_BACKEND);
     assert_true(control_got(LL_MAIL_FAILED, &mail));
     assert_int_equal((int64_t)mail.value, LL_E_BACKEND);
     assert_false(control_got(LL_MAIL_FAILED, &mail));

@@ -281,7 +281,8 @@ static void a_sweep_finds_what_no_word_announced(void **state)
     /* a cancel whose word is lost is found too, and asked for it comes at once */
     atomic_store(&desk.client[2].slot[5].cancel_gen, 1);
     desk_count(&desk, 2);
-    ll_intake_sweep(&desk.intake, &desk.client[2].a, desk.now_ns);
+    ll_intake_sweep(&desk.intake, &desk.client[2].a);
+    desk_turn(&desk);
     assert_true(desk_seq(&desk, 2, 5)->is_cancelled);
     sweeps = DESK_STAT(&desk, sweeps);
     desk.now_ns += LL_INTAKE_SWEEP_NS;
@@ -570,6 +571,16 @@ static void a_sweep_scans_2048_slots_a_turn(void **state)
     assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 3);
     desk_turn(&desk);
     assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 3);
+    /* Nor do a thousand wishes in one turn cost more. */
+    for (uint32_t i = 0; i < 1000; i++)
+        ll_intake_sweep(&desk.intake, &desk.client[i % DESK_CLIENTS].a);
+    assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 3);
+    desk_turn(&desk);
+    assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 5);
+    desk_turn(&desk);
+    assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 6);
+    desk_turn(&desk);
+    assert_int_equal(DESK_STAT(&desk, sweeps), sweeps + 6);
     assert_int_equal(DESK_STAT(&desk, sweeps_found), 0);
     for (uint32_t i = 0; i < DESK_CLIENTS; i++) {
         free(desk.client[i].a.slot);
