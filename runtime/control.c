@@ -10,6 +10,7 @@
 #include "shm/wait.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -409,7 +410,17 @@ static void take_signals(struct ll_control *control)
 
 /* ---- the loop -----------------------------------------------------------------------------*/
 
-/* Ends stages that took too long; milliseconds until the next could, -1: none. */
+/* Has the peer said something that nobody has read yet? */
+static bool has_unread(const struct ll_connection *connection)
+{
+    struct pollfd readable = {.fd = connection->fd, .events = POLLIN};
+
+    return poll(&readable, 1, 0) == 1 && (readable.revents & POLLIN) != 0;
+}
+
+/* Ends stages that took too long; milliseconds until the next could, -1: none. An answer that lies
+ * unread came in time: that the loop was held up, by the attaches of others say, is not its fault.
+ * It is read in this turn and ends the stage one way or the other. */
 static int expire(struct ll_control *control)
 {
     uint64_t now_ns = 0, next_ns = UINT64_MAX;
@@ -422,6 +433,10 @@ static int expire(struct ll_control *control)
             now_ns = ll_now_ns();
         if (now_ns < connection->deadline_ns) {
             next_ns = ll_min_u64(next_ns, connection->deadline_ns);
+            continue;
+        }
+        if (has_unread(connection)) {
+            next_ns = now_ns;
             continue;
         }
         ll_control_refuse(connection->fd, LL_MSG_REFUSE, LL_E_TIMEOUT,

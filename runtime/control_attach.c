@@ -21,6 +21,11 @@
 /* Ring of events: the window of every slot, within these bounds (0.5 to 8 MiB). */
 #define EVENTS_LOG2_MIN 13u
 #define EVENTS_LOG2_MAX 17u
+/* The clients of a domain can punch holes into its bell: what the step thread then reads is 0,
+ * after a page fault. In lap 0 that would be an EMPTY word like any other, and a loop of punches
+ * would slow down each look of the step thread for ever; in any later lap it is damage, and after
+ * three repairs the bell is not looked at any more. */
+#define BELL_START_LAP 1u
 /* Polled lines of clients that lie at the same page offset fall into the same L1 sets: 512 of them
  * cost 20 times as much to look at. The head takes 128 B of the page, the hot lines 192 B. */
 #define HOT_POSITIONS 59u
@@ -173,7 +178,7 @@ static int join_domain(struct ll_control *control, uid_t uid, uint32_t n_slots,
             if (rc < 0)
                 return rc;
             bool is_locked;
-            ll_bell_init(&bell, domain->region.base, control->bell_log2, 0);
+            ll_bell_init(&bell, domain->region.base, control->bell_log2, BELL_START_LAP);
             rc = ll_region_seal_size_final(&domain->region);
             if (rc == 0)
                 rc = ll_region_populate(&domain->region, &is_locked);

@@ -226,7 +226,7 @@ void ll_control_accept(struct ll_control *control)
         if (ll_control_epoll_add(control, fd, EPOLLIN, LL_KIND_CONN, gen,
                                  (uint32_t)(connection - control->connection)) < 0) {
             close(fd);
-            connection->stage = LL_STAGE_FREE;
+            *connection = (struct ll_connection){.gen = gen, .fd = -1, .pid_fd = -1};
         }
     }
 }

@@ -193,6 +193,10 @@ void ll_bell_repair(struct ll_bell_reader *reader)
                           atomic_load_explicit(&head->ring_gen, memory_order_relaxed) + 1,
                           memory_order_relaxed);
     reader->head = lap << log2_words;
+    /* Whoever attaches next checks these; plain, since they change from damage to what they were.
+     */
+    head->magic = LL_BELL_MAGIC;
+    head->log2_words = log2_words;
     /* Release, pairs with the acquire of tail_hint in push_once: words first, then tail. Low
      * compared with what helpers made of it meanwhile is safe (B1). */
     atomic_store_explicit(&head->tail_hint, reader->head, memory_order_release);

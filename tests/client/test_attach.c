@@ -7,6 +7,7 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/err.h"
+#include "client/handle.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -257,6 +258,52 @@ static void silence_ends_after_a_second_at_each_stage(void **state)
     uint64_t took_ns = ll_now_ns() - start_ns;
     assert_true(took_ns > 900 * LL_NS_PER_MS && took_ns < 20 * LL_NS_PER_S);
     assert_nothing_left(*state);
+}
+
+/* The runtime is held up for longer than a stage may take; the HELLO was there in time. */
+static void who_answered_in_time_is_not_timed_out_by_a_busy_runtime(void **state)
+{
+    struct echo *echo = *state;
+
+    echo_start_process(echo);
+    int fd = dial(echo);
+    usleep(200000); /* accepted */
+    kill(echo->pid, SIGSTOP);
+    struct ll_msg_hello hello = a_hello();
+    union ll_heard message;
+    say(fd, &hello, sizeof(hello));
+    usleep(1200000);
+    kill(echo->pid, SIGCONT);
+    assert_int_equal(hear(fd, &message, NULL, NULL), LL_MSG_OFFER);
+    close(fd);
+    assert_int_equal(echo_stop(echo), 0);
+}
+
+/* A client of the domain takes the bell's pages away: that is seen, repaired, and no other of its
+ * clients is harmed. */
+static void a_bell_with_a_hole_is_repaired(void **state)
+{
+    struct echo *echo = *state;
+    struct ll_client *client = echo_open(echo, 16), *next;
+    uint32_t seed = 7;
+    struct ll_request request = echo_request(&seed, 3);
+    struct ll_output last;
+    uint64_t id;
+
+    assert_int_equal(madvise(client->bell_region.base, client->bell_region.size_bytes, MADV_REMOVE),
+                     0);
+    for (int i = 0; i < 1000 && client->bell.head->ring_gen == 0; i++)
+        usleep(1000);
+    assert_int_equal(client->bell.head->ring_gen, 1);
+    next = echo_open(echo, 16); /* finds a sound head */
+    assert_int_equal(ll_client_submit(next, &request, &id), 0);
+    assert_int_equal(echo_read(next, id, seed, &last), 3);
+    assert_int_equal(ll_client_submit(client, &request, &id), 0);
+    assert_int_equal(echo_read(client, id, seed, &last), 3);
+    ll_client_close(next);
+    ll_client_close(client);
+    echo_await(&echo->knobs->n_detached, 2);
+    assert_nothing_left(echo);
 }
 
 static void a_client_that_seals_first_is_dropped(void **state)
@@ -668,6 +715,8 @@ int main(void)
         WITH_ECHO(a_message_out_of_turn_is_refused),
         WITH_ECHO(descriptors_of_a_client_are_dropped),
         WITH_ECHO(silence_ends_after_a_second_at_each_stage),
+        STOPPED(who_answered_in_time_is_not_timed_out_by_a_busy_runtime),
+        WITH_ECHO(a_bell_with_a_hole_is_repaired),
         WITH_ECHO(a_client_that_seals_first_is_dropped),
         WITH_ECHO(after_ready_memory_cannot_be_taken_away),
         WITH_ECHO(a_flood_of_sweeps_is_kicked),
