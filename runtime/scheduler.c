@@ -279,7 +279,9 @@ uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
     n_tokens -= backlog(scheduler, n_tokens);
     if (n_before > 0)
         ll_sched_admit(&p, n_tokens);
-    return work + n_before - list[LL_SEQ_WAITING].n + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
+    /* A slow reader that gives way makes the list longer. */
+    work += list[LL_SEQ_WAITING].n != n_before;
+    return work + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
 }
 
 void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out)

@@ -151,7 +151,7 @@ void sim_draw_request(struct sim_world *w, struct sim_client *client, struct sim
     if (k->has_priorities)
         q->priority = (int8_t)((int)sim_draw(w, 256) - 128);
     q->tenant = sim_draw(w, 3);
-    q->salt[0] = sim_draw(w, 16) == 0;
+    q->salt[sim_draw(w, 2)] = sim_draw(w, 8) == 0;
     draw_sampling(w, r);
     draw_prompt(w, r, k->n_prefixes > 0 ? sim_draw(w, q->n_prompt + 1) : 0,
                 k->n_prefixes > 0 ? sim_draw(w, k->n_prefixes) : 0);
@@ -183,6 +183,7 @@ static void send_request(struct sim_world *w, struct sim_client *client, struct 
 
     client->n_open++;
     w->n.submitted++;
+    sim_note_prompt(w, client, r);
     memcpy(arena, r->prompt, ll_min_u64(r->sent.n_prompt, w->k.context_max) * sizeof(uint32_t));
     memcpy(arena + w->k.context_max * 4, r->bias, sizeof(r->bias));
     if (dies(w, client, KILL_AFTER_ARENA))

@@ -48,7 +48,8 @@ static void draw_load(struct sim_world *w)
 
     k->n_prompt_max = SIM_ONE_OF(w, 4, 70, 150, 400);
     k->n_output_max = SIM_ONE_OF(w, 2, 10, 80, 150);
-    k->n_prefixes = SIM_ONE_OF(w, 0, 0, 1, 3);
+    k->n_prefixes = SIM_ONE_OF(w, 0, 1, 1, 3);
+    k->has_prefix_cache = sim_draw(w, 4) > 0;
     k->has_deadlines = sim_draw(w, 4) == 0;
     k->has_priorities = sim_draw(w, 2) == 0;
     k->submit_chance = SIM_ONE_OF(w, 2, 20, 255);

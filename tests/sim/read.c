@@ -185,7 +185,8 @@ static void take_finish(struct sim_world *w, const struct sim_client *client, st
               r->sent.n_prompt, n_out, e->u.finish.n_prompt, e->u.finish.n_out);
     SIM_CHECK(w,
               e->u.finish.n_cached <= n_cacheable &&
-                  (e->u.finish.n_cached == 0 || !(r->sent.flags & LL_REQ_NO_CACHE)),
+                  (e->u.finish.n_cached == 0 || !(r->sent.flags & LL_REQ_NO_CACHE)) &&
+                  sim_may_be_cached(w, client, r, e->u.finish.n_cached),
               ABOUT "%u of %u prompt tokens from the cache", OF(client, r), e->u.finish.n_cached,
               r->sent.n_prompt);
     SIM_CHECK(w, e->u.finish.total_ns <= w->now_ns - r->submit_ns, ABOUT "took %llu ns",

@@ -28,6 +28,7 @@
 #define SIM_DOMAINS_MAX 3u
 #define SIM_CHOICES_MAX 4u
 #define SIM_BIAS_MAX    8u
+#define SIM_SEEN_MAX    (1u << 15)
 
 /* ---- what is drawn once a seed ----------------------------------------------------------------*/
 struct sim_knobs {
@@ -44,6 +45,7 @@ struct sim_knobs {
     uint64_t turn_ns, step_ns, token_ns, copy_ns;
     /* load */
     uint32_t n_prompt_max, n_output_max, n_prefixes, n_choices_max;
+    bool has_prefix_cache;
     bool has_logprobs, has_deadlines, has_priorities;
     uint32_t submit_chance, cancel_chance, stop_chance; /* of 256, a client and step */
     /* faults, chances of 65536 a step */
@@ -185,8 +187,10 @@ struct sim_world {
     bool has_idle;    /* IDLE came */
     bool has_lost_some;
     uint64_t last_jump_ns;
-    struct sim_counts n;      /* over the whole seed */
-    struct sim_counts n_then; /* at the last restart */
+    struct sim_counts n;         /* over the whole seed */
+    struct sim_counts n_then;    /* at the last restart */
+    uint64_t seen[SIM_SEEN_MAX]; /* keys of prompt prefixes that may be in the cache; 0: free */
+    uint32_t n_seen;
 };
 
 static inline uint32_t sim_draw(struct sim_world *w, uint32_t n)
@@ -249,6 +253,11 @@ void sim_kill(struct sim_world *w, struct sim_client *client);
 void sim_ring(struct sim_world *w, struct sim_client *client, enum ll_op op, uint32_t slot);
 /* Everything about a valid request but where it lies. */
 void sim_draw_request(struct sim_world *w, struct sim_client *client, struct sim_request *r);
+/* cached.c: whose prefixes a request may find in the cache */
+void sim_note_prompt(struct sim_world *w, const struct sim_client *client,
+                     const struct sim_request *r);
+bool sim_may_be_cached(const struct sim_world *w, const struct sim_client *client,
+                       const struct sim_request *r, uint32_t n_cached);
 /* faulty.c: makes a valid request one that must be refused, sets r->refusal; hostile deeds */
 void sim_spoil_request(struct sim_world *w, struct sim_client *client, struct sim_request *r);
 void sim_hostile_act(struct sim_world *w, struct sim_client *client);

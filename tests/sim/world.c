@@ -42,7 +42,8 @@ static struct ll_engine_options engine_options(struct sim_world *w)
                    .n_tokens_max = k->n_tokens_max,
                    .n_slots = k->n_device_slots,
                    .context_max = k->context_max,
-                   .stall_ns = k->stall_ns},
+                   .stall_ns = k->stall_ns,
+                   .has_prefix_cache = k->has_prefix_cache},
         .gate = {.n_vocab = k->n_vocab,
                  .context_max = k->context_max,
                  .n_prompt_max = k->context_max - 1,
@@ -58,6 +59,7 @@ static struct ll_engine_options engine_options(struct sim_world *w)
         .control_fd = -1,
         .notify_fd = -1,
         .step_timeout_ns = k->step_timeout_ns,
+        .seed = w->seed,
         .clock = clock_of,
         .clock_context = w,
     };
@@ -127,7 +129,7 @@ void sim_world_open(struct sim_world *w)
     SIM_CHECK(w, rc >= 0, "the engine does not open: %s", ll_err_text());
     for (uint32_t i = 0; i < k->n_domains; i++) {
         struct sim_domain *domain = &w->domain[i];
-        *domain = (struct sim_domain){.d.id = i};
+        *domain = (struct sim_domain){.d.id = i, .d.cache_key = i + 1};
         domain->d.region.base = zeroed(ll_bell_bytes(log2_words));
         /* Near the wrap of the lap, now and then. */
         ll_bell_init(&domain->bell, domain->d.region.base, log2_words,
@@ -424,6 +426,9 @@ void sim_run(struct sim_world *w, uint64_t seed, uint64_t n_steps, int quiet)
     w->n = w->n_then = (struct sim_counts){0};
     w->is_calm = false;
     w->last_jump_ns = 0;
+    if (w->n_seen > 0)
+        memset(w->seen, 0, sizeof(w->seen));
+    w->n_seen = 0;
     w->seed = seed;
     w->random = seed * 0x9e3779b97f4a7c15ull + 1;
     w->now_ns = LL_NS_PER_S + sim_draw(w, 1u << 30);
