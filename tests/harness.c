@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -86,6 +87,8 @@ int ll_test_runtime_start(struct ll_test_runtime *out, const char *const *argume
 
     out->pid = fork();
     if (out->pid == 0) {
+        /* A test that fails leaves nothing behind that keeps ctest waiting for its output. */
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         execv(argv[0], (char *const *)(uintptr_t)argv);
         _exit(127);
     }
