@@ -230,7 +230,7 @@ void metrics_log(const struct server *server)
 {
     static uint64_t last_prompt, last_output; /* loop 0's thread only */
     const struct loop *loop = &server->loop[0];
-    struct ll_stat stats[STATS_MAX];
+    struct ll_stat stats[STATS_MAX] = {{0}}; /* gcc cannot see through read_stats() */
     int n = read_stats(loop, stats);
     uint64_t prompt = stat_value(stats, n, "prompt_tokens");
     uint64_t output = stat_value(stats, n, "output_tokens");
