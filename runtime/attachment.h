@@ -28,6 +28,7 @@ struct ll_domain {
     uint64_t n_empty;   /* times the bell answered "empty" */
     uint32_t n_polled;  /* its attachments that intake knows */
     bool is_swept_only; /* after three repairs the bell is not believed */
+    uint64_t wake_debt_ns, wake_debt_at_ns; /* outlet.h, O5 */
 
     /* control thread */
     bool is_used;

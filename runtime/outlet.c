@@ -12,7 +12,11 @@
 
 #define TOPS_AN_EVENT    5u
 #define PROMPTS_AN_EVENT 10u
-#define WAKES_HERE       8u /* a write() to a sleeper's eventfd costs microseconds */
+#define WAKES_HERE       8u /* a send() to a sleeper costs microseconds */
+/* O5. */
+#define SLOW_WAKE_NS      (25 * LL_NS_PER_US) /* ten times an honest one */
+#define WAKE_DEBT_MAX_NS  (10 * LL_NS_PER_MS) /* an honest one may be interrupted now and then */
+#define WAKE_DEBT_DIVISOR 200u                /* time pays off 0.5 % of itself */
 
 void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
                     struct ll_mailbox *to_control)
@@ -31,8 +35,14 @@ void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client)
 
 void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client)
 {
+    uint32_t n_kept = 0;
+
     LL_ASSERT(outlet->client[client->id] == client && client->n_seqs == 0);
     outlet->client[client->id] = NULL;
+    for (uint32_t i = 0; i < outlet->n_touched; i++)
+        if (outlet->touched[i] != client->id)
+            outlet->touched[n_kept++] = outlet->touched[i];
+    outlet->n_touched = n_kept;
 }
 
 /* ---- writing ---------------------------------------------------------------------------------*/
@@ -437,21 +447,56 @@ void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, 
     set_gauges(outlet);
 }
 
+static uint64_t clock_ns(const struct ll_outlet *outlet)
+{
+    return outlet->clock != NULL ? outlet->clock(outlet->clock_context) : ll_now_ns();
+}
+
+/* Have this domain's wakes been so slow that they must wait? (O5) */
+static bool is_in_debt(const struct ll_outlet *outlet, struct ll_domain *domain)
+{
+    if (domain->wake_debt_ns == 0)
+        return false;
+    uint64_t now_ns = clock_ns(outlet);
+    uint64_t paid_ns = (now_ns - domain->wake_debt_at_ns) / WAKE_DEBT_DIVISOR;
+    if (paid_ns > 0) {
+        domain->wake_debt_ns -= ll_min_u64(domain->wake_debt_ns, paid_ns);
+        domain->wake_debt_at_ns = now_ns;
+    }
+    return domain->wake_debt_ns > WAKE_DEBT_MAX_NS;
+}
+
+static void wake_here(struct ll_outlet *outlet, struct ll_attachment *client)
+{
+    struct ll_domain *domain = client->domain;
+    uint64_t start_ns = clock_ns(outlet);
+
+    ll_wait_wake(client->wake_fd);
+    uint64_t took_ns = clock_ns(outlet) - start_ns;
+    if (took_ns < SLOW_WAKE_NS)
+        return;
+    if (domain->wake_debt_ns == 0)
+        domain->wake_debt_at_ns = start_ns;
+    domain->wake_debt_ns += took_ns;
+}
+
 void ll_outlet_wake(struct ll_outlet *outlet)
 {
-    uint32_t n_woken = 0;
+    uint32_t n_woken = 0, n_kept = 0;
 
     if (outlet->n_touched == 0)
         return;
     ll_wait_fence();
     for (uint32_t i = 0; i < outlet->n_touched; i++) {
         struct ll_attachment *client = outlet->client[outlet->touched[i]];
-        if (client == NULL || !client->is_touched)
-            continue;
-        client->is_touched = false;
         /* Relaxed: prod_pos is a statistic. */
         atomic_store_explicit(&client->rsp_head->prod_pos, client->events.prod,
                               memory_order_relaxed);
+        if (is_in_debt(outlet, client->domain)) {
+            outlet->touched[n_kept++] = client->id;
+            continue;
+        }
+        client->is_touched = false;
         if (!ll_wait_claim(client->hot))
             continue;
         ll_stat_add(&outlet->stats->wakes_sent, 1);
@@ -460,9 +505,9 @@ void ll_outlet_wake(struct ll_outlet *outlet)
         if (++n_woken <= WAKES_HERE ||
             ll_mailbox_room(outlet->to_control) <= LL_MAILBOX_LENGTH / 2 ||
             !ll_mailbox_send(outlet->to_control, &mail))
-            ll_wait_wake(client->wake_fd);
+            wake_here(outlet, client);
     }
-    outlet->n_touched = 0;
+    outlet->n_touched = n_kept;
 }
 
 void ll_outlet_fail_all(struct ll_outlet *outlet, int32_t code, uint64_t now_ns)

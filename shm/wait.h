@@ -14,7 +14,9 @@
  *   S3  no call here can be made to block. O_NONBLOCK belongs to the open file, which a descriptor
  *       sent over a socket shares: a client may clear it, fill or empty the counter, and a plain
  *       read() or write() of the runtime would hang. So the runtime wakes a client through its own
- *       end of a socket pair, and drains kick eventfds with RWF_NOWAIT */
+ *       end of a socket pair, and never reads kick eventfds: it watches them edge-triggered. (Both
+ *       calls also walk all epoll watches that the client hung on its end: reading has no need to,
+ *       and waking is timed by its caller, outlet.h O5) */
 #ifndef SHM_WAIT_H
 #define SHM_WAIT_H
 

@@ -588,10 +588,15 @@ static void the_loop_sleeps_when_idle_and_wakes_when_kicked(void **state)
         wait_for(round);
         rig_read(&rig, 0, UINT32_MAX);
         assert_int_equal(rig.client[0].n_open, 0);
+        ll_wait_wake(rig.client[0].a.kick_fd); /* a kick that was not needed */
     }
     rig_mail(&rig, LL_MAIL_STOP, NULL, 0);
     assert_int_equal(pthread_join(thread, NULL), 0); /* after 100 ms at most: nobody kicked */
     assert_int_equal(result, 0);
+    /* Nobody reads a kick: that would walk whatever its client has hung on it. */
+    uint64_t n_kicks = 0;
+    assert_int_equal(read(rig.client[0].a.kick_fd, &n_kicks, sizeof(n_kicks)), sizeof(n_kicks));
+    assert_true(n_kicks >= 3);
     rig_close(&rig);
 }
 

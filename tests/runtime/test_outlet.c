@@ -402,6 +402,59 @@ static void only_sleepers_that_got_events_are_woken(void **state)
     desk_close(&desk);
 }
 
+/* A clock by which everything that is timed takes slow_ns. */
+static uint64_t slow_now_ns, slow_ns;
+
+static uint64_t slow_clock(void *context)
+{
+    (void)context;
+    return slow_now_ns += slow_ns;
+}
+
+static void wake_after_a_step(uint32_t i, struct ll_seq *seq)
+{
+    ll_wait_arm(&desk.client[i].hot);
+    assert_true(step(seq, 1));
+    ll_outlet_wake(&desk.outlet);
+}
+
+static void a_domain_whose_wakes_are_slow_is_woken_late_and_no_other(void **state)
+{
+    (void)state;
+    desk_open(&desk, 4, true);
+    slow_now_ns = desk.now_ns;
+    slow_ns = 0;
+    desk.outlet.clock = slow_clock;
+    desk_submit(&desk, 0, 0, 4);
+    desk_submit(&desk, 1, 0, 4);
+    desk_turn(&desk);
+    struct ll_seq *slow = desk_seq(&desk, 0, 0), *other = desk_seq(&desk, 1, 0);
+    slow->max_tokens = other->max_tokens = 100;
+    desk_run(&desk, slow);
+    desk_run(&desk, other);
+
+    slow_ns = 8 * LL_NS_PER_MS; /* now and then that may happen to anybody */
+    wake_after_a_step(0, slow);
+    assert_int_equal(wakes_of(0), 1);
+    wake_after_a_step(0, slow);
+    assert_int_equal(wakes_of(0), 1);
+    slow_ns = 0;
+    wake_after_a_step(0, slow); /* 16 ms of debt */
+    wake_after_a_step(0, slow);
+    assert_int_equal(wakes_of(0), 0);
+    wake_after_a_step(1, other);
+    assert_int_equal(wakes_of(1), 1);
+    assert_int_equal(desk.outlet.n_touched, 1);
+    slow_now_ns += 2 * LL_NS_PER_S; /* pays off 10 ms: no new event is needed for the wake */
+    ll_outlet_wake(&desk.outlet);
+    assert_int_equal(wakes_of(0), 1);
+    assert_int_equal(desk.outlet.n_touched, 0);
+    desk_end(&desk, slow, LL_END_LENGTH);
+    desk_end(&desk, other, LL_END_LENGTH);
+    desk_publish_ends(&desk);
+    desk_close(&desk);
+}
+
 static void gauges_and_phases_follow_a_request(void **state)
 {
     (void)state;
@@ -444,6 +497,7 @@ int main(void)
         cmocka_unit_test(indices_that_lie_fence_the_client),
         cmocka_unit_test(a_backend_failure_tells_everybody_once),
         cmocka_unit_test(only_sleepers_that_got_events_are_woken),
+        cmocka_unit_test(a_domain_whose_wakes_are_slow_is_woken_late_and_no_other),
         cmocka_unit_test(gauges_and_phases_follow_a_request),
     };
     return cmocka_run_group_tests_name("runtime/outlet", tests, NULL, NULL);
