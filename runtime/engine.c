@@ -282,6 +282,7 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
 
     ll_error("%s: %s (%s); all requests fail", what, text, ll_error_name(code));
     ll_stat_add(&engine->stats->backend_errors, 1);
+    ll_scheduler_fail_all(&engine->scheduler, LL_E_BACKEND);
     ll_outlet_fail_all(&engine->outlet, LL_E_BACKEND, clock_ns(engine));
     atomic_store_explicit(&engine->options.info->rt_reason, (uint32_t)-LL_E_BACKEND,
                           memory_order_relaxed);
@@ -514,6 +515,7 @@ int ll_engine_run(struct ll_engine *engine)
             ll_cpu_relax();
         }
     }
+    ll_scheduler_fail_all(&engine->scheduler, LL_E_DRAINING);
     ll_outlet_fail_all(&engine->outlet, LL_E_DRAINING, clock_ns(engine));
     ll_outlet_wake(&engine->outlet);
     notify_control(engine);

@@ -60,8 +60,6 @@ static int check_abilities(const struct ll_gate_limits *limits, const struct ll_
         return refuse(why, LL_E_INVAL, "n: 1 to %u", LL_CHOICES_MAX);
     if (copy->n > limits->n_max)
         return refuse(why, LL_E_UNSUPPORTED, "n: at most %u here", limits->n_max);
-    if (copy->priority != 0 && !limits->has_priority)
-        return refuse(why, LL_E_UNSUPPORTED, "priority: only 0 here");
     if (copy->draft_max != 0 && !limits->has_draft)
         return refuse(why, LL_E_UNSUPPORTED, "draft_max: only 0 here");
     if (copy->adapter != 0 && limits->n_adapters == 0)

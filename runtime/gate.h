@@ -17,7 +17,7 @@ struct ll_gate_limits {
     uint32_t n_adapters;
     uint32_t n_eos;
     uint32_t eos[LL_EOS_MAX];
-    bool has_grammar, has_priority, has_draft; /* what this runtime can do */
+    bool has_grammar, has_draft; /* what this runtime can do */
 };
 
 struct ll_refusal {

@@ -99,8 +99,12 @@ static void end_intake(struct ll_intake *intake, struct ll_seq *seq, uint64_t no
 /* Marks on a sequence; one still being copied ends here, others in the next plan. */
 static void mark(struct ll_intake *intake, struct ll_seq *seq, uint64_t now_ns)
 {
-    if (seq->state == LL_SEQ_INTAKE && (seq->is_lost || seq->is_cancelled || seq->is_stopped))
+    if (!(seq->is_lost || seq->is_cancelled || seq->is_stopped))
+        return;
+    if (seq->state == LL_SEQ_INTAKE)
         end_intake(intake, seq, now_ns);
+    else if (seq->state != LL_SEQ_ENDING)
+        ll_seq_mark(intake->pool, seq);
 }
 
 static void look_at_stop(struct ll_seq *seq, const struct ll_req *slot)
@@ -158,6 +162,8 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
 
     seq->client = client->id;
     seq->domain = client->domain->cache_key;
+    seq->tenant_key =
+        (uint64_t)(client->incarnation & 0x3ffu) << 48 | (uint64_t)client->id << 32 | seq->tenant;
     seq->slot = index;
     seq->gen = gen;
     seq->choice = 0;

@@ -94,9 +94,14 @@ void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int
         return;
     client->is_fenced = true;
     ll_stat_add(&outlet->stats->clients_fenced, 1);
-    for (uint32_t i = 0; i < client->n_slots; i++)
-        if (client->shadow[i].phase != LL_SHADOW_IDLE)
-            outlet->pool->seq[client->shadow[i].sequence].is_lost = true;
+    for (uint32_t i = 0; i < client->n_slots; i++) {
+        if (client->shadow[i].phase == LL_SHADOW_IDLE)
+            continue;
+        struct ll_seq *seq = &outlet->pool->seq[client->shadow[i].sequence];
+        seq->is_lost = true;
+        if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
+            ll_seq_mark(outlet->pool, seq);
+    }
     struct ll_mail mail = {LL_MAIL_FENCED, client, (uint64_t)(int64_t)code};
     /* One such mail a client: the box holds them all (mailbox.h). */
     LL_ASSERT(ll_mailbox_send(outlet->to_control, &mail));

@@ -23,14 +23,24 @@ int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_
         .stats = stats,
         .n_free_slots = limits->n_slots,
         .matching = LL_NONE,
+        .parked = {.first = LL_NONE, .last = LL_NONE},
     };
     if (scheduler->limits.stall_ns == 0)
         scheduler->limits.stall_ns = 30 * LL_NS_PER_S;
     scheduler->free_slot = malloc(limits->n_slots * sizeof(*scheduler->free_slot));
     scheduler->prefill = malloc(limits->n_slots * sizeof(*scheduler->prefill));
-    if (scheduler->free_slot == NULL || scheduler->prefill == NULL) {
+    scheduler->short_of_pages = malloc(limits->n_slots * sizeof(*scheduler->short_of_pages));
+    if (scheduler->free_slot == NULL || scheduler->prefill == NULL ||
+        scheduler->short_of_pages == NULL) {
         ll_scheduler_free(scheduler);
         return LL_ERR(-ENOMEM, "out of memory for %u device slots", limits->n_slots);
+    }
+    int rc = ll_queue_init(&scheduler->queue, pool);
+    if (rc == 0)
+        rc = ll_heap_init(&scheduler->deadlines, pool->n);
+    if (rc < 0) {
+        ll_scheduler_free(scheduler);
+        return rc;
     }
     for (uint32_t i = 0; i < limits->n_slots; i++)
         scheduler->free_slot[i] = limits->n_slots - 1 - i;
@@ -41,230 +51,55 @@ void ll_scheduler_free(struct ll_scheduler *scheduler)
 {
     free(scheduler->free_slot);
     free(scheduler->prefill);
+    free(scheduler->short_of_pages);
+    ll_queue_free(&scheduler->queue);
+    ll_heap_free(&scheduler->deadlines);
     *scheduler = (struct ll_scheduler){0};
 }
 
-uint32_t ll_sched_tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq)
+/* ---- plan -------------------------------------------------------------------------------------*/
+
+/* Ends what was marked and what has expired. */
+static void end_due(struct ll_planning *p)
 {
-    return (uint32_t)ll_min_u64((uint64_t)seq->n_prompt + seq->max_tokens, s->limits.context_max);
+    struct ll_scheduler *s = p->s;
+    struct ll_seq_pool *pool = s->pool;
+    uint32_t n = 0, i;
+
+    for (; n < LL_SCHED_ENDS_MAX && (i = pool->marked.first) != LL_NONE; n++)
+        if (!ll_sched_end_if_due(s, &pool->seq[i], p->now_ns))
+            ll_seq_unmark(pool, &pool->seq[i]);
+    for (; n < LL_SCHED_ENDS_MAX && (i = ll_heap_first(&s->deadlines)) != LL_NONE; n++)
+        if (!ll_sched_end_if_due(s, &pool->seq[i], p->now_ns))
+            break;
 }
 
-uint64_t ll_sched_tokens_booked(const struct ll_scheduler *s, const struct ll_seq *seq, uint32_t n)
-{
-    return ll_min_u64((uint64_t)n + LL_ROW_TOKENS_MAX, ll_sched_tokens_max(s, seq));
-}
-
-/* ---- prefill ----------------------------------------------------------------------------------*/
-
-/* More to compute than the one token of a decode row. */
-static bool is_prefilling(const struct ll_seq *seq)
-{
-    return seq->pos_hi + 1 < seq->n_tokens;
-}
-
-void ll_sched_join_prefill(struct ll_scheduler *s, struct ll_seq *seq)
-{
-    if (!is_prefilling(seq))
-        return;
-    LL_ASSERT(!seq->is_prefill && s->n_prefill < s->limits.n_slots);
-    seq->is_prefill = true;
-    s->prefill[s->n_prefill++] = seq->index;
-}
-
-void ll_sched_leave_prefill(struct ll_scheduler *s, struct ll_seq *seq)
-{
-    uint32_t i = 0;
-
-    if (!seq->is_prefill)
-        return;
-    seq->is_prefill = false;
-    while (s->prefill[i] != seq->index)
-        i++;
-    s->n_prefill--;
-    for (; i < s->n_prefill; i++)
-        s->prefill[i] = s->prefill[i + 1];
-}
-
-/* Prompt tokens that running sequences have still to compute, at most `enough`. */
-static uint32_t backlog(const struct ll_scheduler *s, uint32_t enough)
-{
-    uint64_t n = 0;
-
-    for (uint32_t i = 0; i < s->n_prefill && n < enough; i++) {
-        const struct ll_seq *seq = &s->pool->seq[s->prefill[i]];
-        n += seq->n_tokens - seq->pos_hi;
-    }
-    return (uint32_t)ll_min_u64(n, enough);
-}
-
-/* ---- rows -------------------------------------------------------------------------------------*/
-
-static bool is_full(const struct ll_planning *p)
-{
-    return p->out->n_rows == p->s->limits.n_rows_max ||
-           p->out->n_tokens == p->s->limits.n_tokens_max;
-}
-
-/* The next row of a sequence, as far as it can be told without pages and credits. */
-static struct ll_plan_row next_row(const struct ll_planning *p, const struct ll_seq *seq)
-{
-    uint32_t pos = seq->pos_hi, n_left = p->s->limits.n_tokens_max - p->out->n_tokens;
-    struct ll_plan_row row = {.seq = seq->index, .pos = pos};
-
-    if (pos == seq->n_tokens) { /* the host does not know the id yet: run ahead */
-        row.is_from_device = true;
-        row.n_tokens = 1;
-        row.flags = LL_ROW_SAMPLE;
-    } else {
-        LL_ASSERT(pos < seq->n_tokens);
-        row.n_tokens = (uint32_t)ll_min_u64(seq->n_tokens - pos, n_left);
-        uint32_t n_scorable = seq->n_prompt - 1; /* tokens 1 .. n_prompt - 1 have a logprob */
-        if ((seq->flags & LL_REQ_PROMPT_LOGPROBS) && pos < n_scorable) {
-            if (pos < seq->n_scored) {
-                /* Computed again after a preemption, but reported already. */
-                row.n_tokens = (uint32_t)ll_min_u64(row.n_tokens, seq->n_scored - pos);
-            } else {
-                /* The last prompt token has no target; it ends the row only where it is sampled
-                 * from, else a row of its own follows. */
-                bool samples = seq->n_tokens == seq->n_prompt;
-                uint32_t n_max = ll_outlet_scored_max(seq, 1);
-                row.flags |= LL_ROW_PROMPT_LOGPROBS;
-                row.n_tokens = (uint32_t)ll_min_u64(row.n_tokens, n_max);
-                row.n_tokens =
-                    (uint32_t)ll_min_u64(row.n_tokens, n_scorable + (samples ? 1 : 0) - pos);
-                row.n_scored = (uint32_t)ll_min_u64(row.n_tokens, n_scorable - pos);
-            }
-        }
-        if (pos + row.n_tokens == seq->n_tokens)
-            row.flags |= LL_ROW_SAMPLE;
-    }
-    row.n_booked = ll_outlet_row_events(seq, (row.flags & LL_ROW_SAMPLE) != 0, row.n_scored);
-    return row;
-}
-
-/* Credits for a row (O2); false: none, and the sequence has ended if that lasts too long. */
-static bool book(struct ll_planning *p, struct ll_seq *seq, const struct ll_plan_row *row)
-{
-    if (row->n_booked == 0 || ll_outlet_book(p->s->outlet, seq, row->n_booked, p->now_ns))
-        return true;
-    if (p->now_ns - seq->starved_ns >= p->s->limits.stall_ns)
-        ll_sched_end(p->s, seq, LL_END_STALLED, LL_E_STALLED);
-    return false;
-}
-
-/* The plan counts as submitted. */
-static void add_row(struct ll_planning *p, struct ll_seq *seq, const struct ll_plan_row *row)
-{
-    p->out->row[p->out->n_rows++] = *row;
-    p->out->n_tokens += row->n_tokens;
-    seq->pos_lo = seq->pos_hi = row->pos + row->n_tokens;
-    seq->n_in_flight++;
-    LL_ASSERT(seq->n_pages >= ll_kv_pages_for(ll_sched_tokens_booked(p->s, seq, seq->pos_hi)));
-    LL_ASSERT(ll_kv_may_write(p->s->kv, seq, row->pos, seq->pos_hi)); /* P7 */
-    if (seq->is_prefill && !is_prefilling(seq))
-        ll_sched_leave_prefill(p->s, seq);
-}
-
-/* A row for a running sequence whose turn it is. */
-static void run_seq(struct ll_planning *p, struct ll_seq *seq)
-{
-    struct ll_kv *kv = p->s->kv;
-    struct ll_plan_row row = next_row(p, seq);
-    uint64_t n_tokens = ll_sched_tokens_booked(p->s, seq, row.pos + row.n_tokens);
-    uint32_t n_pages = ll_kv_pages_for(n_tokens);
-
-    /* Credits first: who cannot run anyway must not push others out. */
-    if (!book(p, seq, &row))
-        return;
-    if (n_pages > seq->n_pages && !ll_sched_make_room(p, seq, n_pages - seq->n_pages)) {
-        ll_outlet_unbook(p->s->outlet, seq, row.n_booked);
-        return;
-    }
-    bool has_grown = ll_kv_grow(kv, seq, n_tokens);
-    LL_ASSERT(has_grown);
-    add_row(p, seq, &row);
-}
-
-/* ---- the passes of a plan ---------------------------------------------------------------------*/
-
-/* Ends what is due, counts pages that come back when steps in flight are polled. */
-static void look_at_ending_and_running(struct ll_planning *p)
+/* Takes back what ended ones hold; counts pages that come back when steps in flight are polled. */
+static void look_at_ending(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
     struct ll_seq_pool *pool = s->pool;
 
-    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first, next; i != LL_NONE; i = next) {
-        struct ll_seq *seq = &pool->seq[i];
-        next = seq->next;
-        if (!ll_sched_end_if_due(s, seq, p->now_ns) && seq->is_preempted)
-            p->n_coming += seq->n_pages;
-    }
     for (uint32_t i = pool->list[LL_SEQ_ENDING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
         if (seq->n_in_flight == 0)
-            ll_sched_release(s,
-                             seq); /* who was moved to ENDING by somebody else holds them still */
-        else
-            p->n_coming += seq->n_pages;
+            ll_sched_release(s, seq); /* what the last call's bound has left */
+        p->n_coming += seq->n_pages;
     }
-}
-
-/* A piece of the pool a plan; a short queue is seen whole each time. */
-static void look_at_waiting(struct ll_planning *p)
-{
-    struct ll_scheduler *s = p->s;
-    uint32_t n = (uint32_t)ll_min_u64(s->pool->n, LL_SCHED_SCAN_MAX);
-
-    for (; n > 0 && s->pool->list[LL_SEQ_WAITING].n > 0; n--) {
-        struct ll_seq *seq = &s->pool->seq[s->next_scan];
-        s->next_scan = s->next_scan + 1 == s->pool->n ? 0 : s->next_scan + 1;
-        if (seq->state == LL_SEQ_WAITING)
-            ll_sched_end_if_due(s, seq, p->now_ns);
-    }
-}
-
-/* Rows of running sequences that have one token to compute. */
-static void run_decode(struct ll_planning *p)
-{
-    struct ll_seq_pool *pool = p->s->pool;
-
-    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first, next; i != LL_NONE && !is_full(p);
-         i = next) {
-        struct ll_seq *seq = &pool->seq[i];
-        next = seq->next;
-        if (seq->is_preempted || seq->is_prefill ||
-            seq->pos_hi + 1 > ll_sched_tokens_max(p->s, seq) - 1)
-            continue; /* P6: the last token is on its way */
-        /* A victim leaves the list, and next may be one. */
-        uint32_t n_before = pool->list[LL_SEQ_RUNNING].n;
-        run_seq(p, seq);
-        if (pool->list[LL_SEQ_RUNNING].n == n_before)
-            continue;
-        if (seq->state == LL_SEQ_RUNNING)
-            next = seq->next;
-        else if (next != LL_NONE && pool->seq[next].state != LL_SEQ_RUNNING)
-            break; /* both are gone: the rest waits for the next plan */
-    }
-}
-
-/* Chunks of prompts, for what decode has left of the budget. */
-static void run_prefill(struct ll_planning *p)
-{
-    struct ll_scheduler *s = p->s;
-
-    for (uint32_t i = 0; i < s->n_prefill && !is_full(p);) {
-        uint32_t index = s->prefill[i];
-        if (!s->pool->seq[index].is_preempted)
-            run_seq(p, &s->pool->seq[index]);
-        if (i < s->n_prefill && s->prefill[i] == index)
-            i++; /* else it is done, or has ended */
-    }
+    if (s->n_preempting == 0)
+        return;
+    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next)
+        if (pool->seq[i].is_preempted)
+            p->n_coming += pool->seq[i].n_pages;
 }
 
 static void begin(struct ll_planning *p)
 {
     p->n_lookups = LL_SCHED_LOOKUPS_MAX;
     p->s->n_release_left = LL_SCHED_RELEASE_MAX;
+    ll_sched_adopt(p->s);
+    end_due(p);
+    look_at_ending(p);
 }
 
 uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
@@ -272,16 +107,14 @@ uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
     struct ll_planning p = {.s = scheduler, .now_ns = now_ns};
     const struct ll_seq_list *list = scheduler->pool->list;
     uint32_t n_tokens = scheduler->limits.n_tokens_max, n_before = list[LL_SEQ_WAITING].n;
-
-    begin(&p);
     uint32_t work = ll_kv_evict(scheduler->kv, scheduler->limits.n_slots, LL_SCHED_EVICT_MAX);
-    n_tokens -= (uint32_t)ll_min_u64(n_tokens, list[LL_SEQ_RUNNING].n);
-    n_tokens -= backlog(scheduler, n_tokens);
-    if (n_before > 0)
-        ll_sched_admit(&p, n_tokens);
-    /* A slow reader that gives way makes the list longer. */
-    work += list[LL_SEQ_WAITING].n != n_before;
-    return work + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
+
+    if (n_before == 0 || scheduler->n_free_slots == 0)
+        return work;
+    begin(&p);
+    n_tokens -= (uint32_t)ll_min_u64(n_tokens, list[LL_SEQ_RUNNING].n - scheduler->n_prefill);
+    ll_sched_admit(&p, n_tokens);
+    return work + (list[LL_SEQ_WAITING].n != n_before) + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
 }
 
 void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out)
@@ -290,13 +123,11 @@ void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct l
 
     out->n_rows = out->n_tokens = 0;
     begin(&p);
-    look_at_ending_and_running(&p);
-    look_at_waiting(&p);
-    run_decode(&p);
-    uint32_t n_decode = out->n_tokens, n_left = scheduler->limits.n_tokens_max - n_decode;
-    if (out->n_rows < scheduler->limits.n_rows_max)
-        ll_sched_admit(&p, n_left - backlog(scheduler, n_left));
-    run_prefill(&p);
+    ll_sched_run_decode(&p);
+    uint32_t n_decode = out->n_tokens;
+    /* Also where decode has taken all: somebody of a higher priority may push one out. */
+    ll_sched_admit(&p, (uint32_t)ll_max_u64(scheduler->limits.n_tokens_max - n_decode, 1));
+    ll_sched_run_prefill(&p);
     ll_stat_add(&scheduler->stats->prefill_tokens, out->n_tokens - n_decode);
 }
 
@@ -390,7 +221,7 @@ void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
 {
     struct ll_seq_pool *pool = scheduler->pool;
 
-    scheduler->n_release_left = LL_SCHED_RELEASE_MAX;
+    scheduler->n_release_left = UINT32_MAX;
     while (pool->list[LL_SEQ_WAITING].first != LL_NONE)
         ll_sched_end(scheduler, &pool->seq[pool->list[LL_SEQ_WAITING].first], LL_END_FAILED, code);
     while (pool->list[LL_SEQ_RUNNING].first != LL_NONE)
@@ -401,7 +232,7 @@ void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
 void ll_scheduler_check(const struct ll_scheduler *scheduler)
 {
     const struct ll_seq_pool *pool = scheduler->pool;
-    uint32_t n_used = 0, n_prefill = 0;
+    uint32_t n_used = 0, n_prefill = 0, n_preempting = 0, n_parked = 0;
 
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
@@ -410,21 +241,34 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
             LL_ASSERT(seq->device_slot < scheduler->limits.n_slots);
         if (seq->state == LL_SEQ_WAITING)
             LL_ASSERT(seq->n_pages == 0 || scheduler->matching == i); /* P3 */
-        LL_ASSERT(!seq->is_prefill || (seq->state == LL_SEQ_RUNNING && is_prefilling(seq)));
+        LL_ASSERT(!seq->is_prefill ||
+                  (seq->state == LL_SEQ_RUNNING && ll_sched_is_prefilling(seq)));
         n_prefill += seq->is_prefill;
+        n_preempting += seq->is_preempted;
+        n_parked += seq->is_parked;
+        LL_ASSERT(!seq->is_parked || (seq->state == LL_SEQ_WAITING && seq->line == LL_NONE));
+        bool is_open = seq->state == LL_SEQ_RUNNING || seq->state == LL_SEQ_WAITING;
+        bool is_new = seq->state == LL_SEQ_WAITING && seq->account == LL_NONE; /* not adopted */
+        LL_ASSERT(is_new || is_open == (seq->account != LL_NONE));
+        LL_ASSERT(is_new || seq->state != LL_SEQ_WAITING || seq->is_parked || seq->line != LL_NONE);
+        LL_ASSERT(is_new ||
+                  ll_heap_has(&scheduler->deadlines, i) == (is_open && seq->deadline_ns != 0));
         if (seq->state != LL_SEQ_RUNNING)
             continue;
-        LL_ASSERT(seq->is_prefill == is_prefilling(seq));
+        LL_ASSERT(seq->is_prefill == ll_sched_is_prefilling(seq));
         LL_ASSERT(seq->device_slot != LL_NONE); /* P3 */
         LL_ASSERT(seq->n_pages >=
                   ll_kv_pages_for(ll_sched_tokens_booked(scheduler, seq, seq->pos_hi))); /* Q4 */
         LL_ASSERT(seq->pos_hi < ll_sched_tokens_max(scheduler, seq));                    /* P6 */
         LL_ASSERT(seq->n_tokens < ll_sched_tokens_max(scheduler, seq));
     }
-    LL_ASSERT(n_prefill == scheduler->n_prefill);
+    LL_ASSERT(n_prefill == scheduler->n_prefill && n_preempting == scheduler->n_preempting);
+    LL_ASSERT(n_parked == scheduler->parked.n);
     LL_ASSERT(scheduler->matching == LL_NONE ||
               pool->seq[scheduler->matching].state == LL_SEQ_WAITING ||
               pool->seq[scheduler->matching].state == LL_SEQ_ENDING); /* ended by the outlet */
     LL_ASSERT(n_used + scheduler->n_free_slots == scheduler->limits.n_slots);
     ll_kv_check(scheduler->kv, pool);
+    ll_queue_check(&scheduler->queue);
+    ll_heap_check(&scheduler->deadlines);
 }

@@ -28,6 +28,7 @@
 
 #include "runtime/kv.h"
 #include "runtime/outlet.h"
+#include "runtime/queue.h"
 #include "runtime/sequence.h"
 
 struct ll_scheduler_limits {
@@ -61,7 +62,11 @@ struct ll_scheduler {
     struct ll_stats *stats;
     uint32_t *free_slot; /* stack of device slots */
     uint32_t n_free_slots;
-    uint32_t next_scan; /* waiting sequences are looked through for marks a piece a plan */
+    struct ll_queue queue;
+    struct ll_heap deadlines;  /* of waiting and running sequences, by their number */
+    struct ll_seq_list parked; /* WAITING, out of the queue until their readers give credit */
+    uint32_t n_preempting;     /* RUNNING with is_preempted */
+    uint32_t *short_of_pages;  /* [n_slots] of this plan */
     uint32_t *prefill;  /* [n_slots] running ones with more than a token to compute, in order */
     uint32_t n_prefill;
     uint32_t matching;      /* the one in WAITING that holds cached pages; LL_NONE: none */

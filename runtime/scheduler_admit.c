@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* runtime/scheduler_admit.c - who starts: the order of WAITING, slots, pages, and what the prefix
- * cache has of a prompt.
+/* runtime/scheduler_admit.c - who starts: the queue, slots, pages, and what the prefix cache has of
+ * a prompt.
  *
  * Looking a prompt up takes time that grows with it, so a call does a bounded piece and the next
  * one goes on: at most one sequence in WAITING holds cached pages meanwhile, the one to start next.
@@ -90,6 +90,113 @@ void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
     }
 }
 
+/* ---- in and out of the queue ------------------------------------------------------------------*/
+
+void ll_sched_adopt(struct ll_scheduler *s)
+{
+    struct ll_seq_pool *pool = s->pool;
+    uint32_t first = LL_NONE;
+
+    /* Intake adds at the end; whoever was here before stands before all of them. */
+    for (uint32_t i = pool->list[LL_SEQ_WAITING].last;
+         i != LL_NONE && pool->seq[i].account == LL_NONE; i = pool->seq[i].prev)
+        first = i;
+    for (uint32_t i = first; i != LL_NONE; i = pool->seq[i].next) {
+        struct ll_seq *seq = &pool->seq[i];
+        ll_queue_open(&s->queue, seq);
+        ll_queue_push(&s->queue, seq, false);
+        if (seq->deadline_ns != 0)
+            ll_heap_set(&s->deadlines, i, (struct ll_heap_key){seq->deadline_ns, i});
+    }
+}
+
+/* Beside the queue: a list through the links that the queue does not use then. */
+static void park(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    struct ll_seq *all = s->pool->seq;
+
+    seq->is_parked = true;
+    seq->q_left = s->parked.last;
+    seq->q_right = LL_NONE;
+    if (s->parked.last != LL_NONE)
+        all[s->parked.last].q_right = seq->index;
+    else
+        s->parked.first = seq->index;
+    s->parked.last = seq->index;
+    s->parked.n++;
+}
+
+static void unpark(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    struct ll_seq *all = s->pool->seq;
+
+    seq->is_parked = false;
+    if (seq->q_left != LL_NONE)
+        all[seq->q_left].q_right = seq->q_right;
+    else
+        s->parked.first = seq->q_right;
+    if (seq->q_right != LL_NONE)
+        all[seq->q_right].q_left = seq->q_left;
+    else
+        s->parked.last = seq->q_left;
+    s->parked.n--;
+}
+
+void ll_sched_dequeue(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    if (seq->is_parked)
+        unpark(s, seq);
+    else if (seq->line != LL_NONE)
+        ll_queue_remove(&s->queue, seq, false);
+}
+
+/* Has its reader room for what its first row yields? */
+static bool has_credit(struct ll_planning *p, struct ll_seq *seq)
+{
+    uint32_t n_scored = 0;
+
+    /* As much as the row will want: with less it would start, starve, give way as a slow reader,
+     * and be given credit anew for ever, never to end as stalled. */
+    if (seq->flags & LL_REQ_PROMPT_LOGPROBS)
+        n_scored =
+            (uint32_t)ll_min_u64(seq->n_prompt - 1 - seq->n_scored, ll_outlet_scored_max(seq, 1));
+    uint32_t n_events = ll_outlet_row_events(seq, 1, n_scored);
+    if (!ll_outlet_book(p->s->outlet, seq, n_events, p->now_ns))
+        return false;
+    ll_outlet_unbook(p->s->outlet, seq, n_events);
+    return true;
+}
+
+/* Its reader is behind: others must not wait for that. It keeps its number of arrival. */
+static void set_aside(struct ll_planning *p, struct ll_seq *seq)
+{
+    if (ll_sched_end_if_stalled(p, seq))
+        return;
+    if (p->s->matching == seq->index)
+        ll_sched_unmatch(p->s);
+    ll_sched_dequeue(p->s, seq);
+    park(p->s, seq);
+}
+
+static void look_at_parked(struct ll_planning *p)
+{
+    struct ll_scheduler *s = p->s;
+
+    for (uint32_t n = ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX); n > 0; n--) {
+        struct ll_seq *seq = &s->pool->seq[s->parked.first];
+        if (ll_sched_end_if_due(s, seq, p->now_ns))
+            continue;
+        bool has = has_credit(p, seq);
+        if (!has && ll_sched_end_if_stalled(p, seq))
+            continue;
+        unpark(s, seq);
+        if (has)
+            ll_queue_push(&s->queue, seq, seq->is_victim);
+        else
+            park(s, seq);
+    }
+}
+
 /* ---- admission --------------------------------------------------------------------------------*/
 
 /* May a waiting sequence that wants n_pages more start? Slots and pages only. */
@@ -102,6 +209,23 @@ static bool has_room_for(const struct ll_planning *p, uint32_t n_pages)
     return s->n_free_slots > 0 && ll_kv_available(s->kv) >= (uint64_t)n_pages + n_kept;
 }
 
+/* Room by preemption: of a reader that sleeps, or of somebody of lower priority. false: there is
+ * none, or not yet. */
+static bool make_room_for(struct ll_planning *p, const struct ll_seq *seq, uint32_t n_pages)
+{
+    struct ll_seq *slow = ll_sched_slowest(p);
+
+    if (slow != NULL)
+        ll_sched_preempt(p, slow);
+    while (!has_room_for(p, n_pages) && p->n_coming == 0 && seq->priority < INT8_MAX) {
+        struct ll_seq *victim = ll_sched_victim(p, (int8_t)(seq->priority + 1));
+        if (victim == NULL)
+            break;
+        ll_sched_preempt(p, victim);
+    }
+    return has_room_for(p, n_pages);
+}
+
 static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
@@ -109,10 +233,13 @@ static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
 
     if (s->matching == seq->index)
         s->matching = LL_NONE;
+    ll_queue_remove(&s->queue, seq, true);
     if (seq->t_run_ns == 0) { /* not after a preemption */
         seq->n_cached = n_cached;
         ll_stat_add(&s->stats->prompt_tokens_cached, n_cached);
+        ll_queue_charge(&s->queue, seq, seq->n_prompt - n_cached);
     }
+    seq->n_attached = seq->n_pages;
     seq->n_done = seq->pos_lo = seq->pos_hi = n_cached;
     bool has_grown = ll_kv_grow(s->kv, seq, n_tokens);
     LL_ASSERT(has_grown);
@@ -123,64 +250,46 @@ static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
     ll_outlet_phase(s->outlet, seq, LL_PHASE_RUNNING, p->now_ns);
 }
 
-/* Has its reader room for what its first row yields? A starved one is passed over. */
-static bool has_credit(struct ll_planning *p, struct ll_seq *seq)
+/* Tries to start the first in the queue; false: nobody starts now. */
+static bool admit_first(struct ll_planning *p, struct ll_seq *seq, uint32_t n_tokens)
 {
-    uint32_t n_scored = 0;
+    struct ll_scheduler *s = p->s;
 
-    /* As much as the row will want: with less it would start, starve, give way as a slow reader,
-     * and be given credit anew for ever, never to end as stalled. */
-    if (seq->flags & LL_REQ_PROMPT_LOGPROBS)
-        n_scored =
-            (uint32_t)ll_min_u64(seq->n_prompt - 1 - seq->n_scored, ll_outlet_scored_max(seq, 1));
-    uint32_t n_events = ll_outlet_row_events(seq, 1, n_scored);
-
-    if (!ll_outlet_book(p->s->outlet, seq, n_events, p->now_ns)) {
-        if (p->now_ns - seq->starved_ns >= p->s->limits.stall_ns)
-            ll_sched_end(p->s, seq, LL_END_STALLED, LL_E_STALLED);
+    if (!match(p, seq))
         return false;
+    uint32_t n_left = seq->n_tokens - seq->n_pages * LL_PAGE_TOKENS;
+    if (ll_sched_left_by_others(s, seq, seq->t_run_ns == 0 ? n_left : 0, n_tokens) == 0)
+        return false;
+    /* All it has to compute, so that two long prompts never starve each other half way. */
+    uint64_t n_booked = ll_sched_tokens_booked(s, seq, seq->n_tokens);
+    uint32_t n_pages = ll_kv_pages_for(n_booked);
+    if (n_pages > s->kv->n_pages) {
+        ll_sched_end(s, seq, LL_END_FAILED, LL_E_NEVER_FITS);
+        return true;
     }
-    ll_outlet_unbook(p->s->outlet, seq, n_events);
+    n_pages -= seq->n_pages;
+    if (!has_room_for(p, n_pages) && !make_room_for(p, seq, n_pages))
+        return false;
+    start(p, seq, n_booked);
     return true;
 }
 
 void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
-    struct ll_seq_list *list = &s->pool->list[LL_SEQ_WAITING];
+    struct ll_seq *seq;
     uint32_t n_passed = 0;
 
-    while (list->first != LL_NONE && s->n_free_slots > 0 && n_tokens > 0 &&
-           n_passed < LL_SCHED_PASS_MAX) {
-        struct ll_seq *seq = &s->pool->seq[list->first];
+    look_at_parked(p);
+    while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX &&
+           (seq = ll_queue_first(&s->queue)) != NULL) {
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
         if (!has_credit(p, seq)) {
-            /* Its reader is behind: others must not wait for that. */
-            if (seq->state == LL_SEQ_WAITING) {
-                if (s->matching == seq->index)
-                    ll_sched_unmatch(s);
-                ll_seq_move(s->pool, seq, LL_SEQ_WAITING);
-            }
+            set_aside(p, seq);
             n_passed++;
-            continue;
-        }
-        if (!match(p, seq))
+        } else if (!admit_first(p, seq, n_tokens)) {
             return;
-        /* All it has to compute, so that two long prompts never starve each other half way. */
-        uint64_t n_booked = ll_sched_tokens_booked(s, seq, seq->n_tokens);
-        uint32_t n_pages = ll_kv_pages_for(n_booked);
-        if (n_pages > s->kv->n_pages) {
-            ll_sched_end(s, seq, LL_END_FAILED, LL_E_NEVER_FITS);
-            continue;
         }
-        n_pages -= seq->n_pages;
-        struct ll_seq *slow;
-        if (!has_room_for(p, n_pages) && (slow = ll_sched_slowest(p)) != NULL)
-            ll_sched_preempt(p, slow, true);
-        if (!has_room_for(p, n_pages))
-            return;
-        start(p, seq, n_booked);
-        n_tokens -= (uint32_t)ll_min_u64(n_tokens, seq->n_tokens - seq->pos_hi);
     }
 }

@@ -10,6 +10,8 @@
  * hiccup of a reader that is alive. */
 #define SLOW_NS (50 * LL_NS_PER_MS)
 
+/* ---- ends -------------------------------------------------------------------------------------*/
+
 static void give_slot_back(struct ll_scheduler *s, struct ll_seq *seq)
 {
     if (seq->device_slot == LL_NONE)
@@ -17,6 +19,12 @@ static void give_slot_back(struct ll_scheduler *s, struct ll_seq *seq)
     LL_ASSERT(s->n_free_slots < s->limits.n_slots);
     s->free_slot[s->n_free_slots++] = seq->device_slot;
     seq->device_slot = LL_NONE;
+}
+
+static void set_preempted(struct ll_scheduler *s, struct ll_seq *seq, bool is_preempted)
+{
+    s->n_preempting += (uint32_t)is_preempted - (uint32_t)seq->is_preempted;
+    seq->is_preempted = is_preempted;
 }
 
 void ll_sched_release(struct ll_scheduler *s, struct ll_seq *seq)
@@ -31,12 +39,16 @@ void ll_sched_release(struct ll_scheduler *s, struct ll_seq *seq)
 
 void ll_sched_end(struct ll_scheduler *s, struct ll_seq *seq, enum ll_end end, int32_t code)
 {
+    ll_sched_dequeue(s, seq);
     if (s->matching == seq->index)
         s->matching = LL_NONE;
     ll_sched_leave_prefill(s, seq);
+    ll_heap_remove(&s->deadlines, seq->index);
+    if (seq->account != LL_NONE)
+        ll_queue_close(&s->queue, seq);
+    set_preempted(s, seq, false);
     seq->end = end;
     seq->end_code = code;
-    seq->is_preempted = false;
     ll_seq_move(s->pool, seq, LL_SEQ_ENDING);
     if (seq->n_in_flight == 0)
         ll_sched_release(s, seq);
@@ -57,42 +69,51 @@ bool ll_sched_end_if_due(struct ll_scheduler *s, struct ll_seq *seq, uint64_t no
     return true;
 }
 
+bool ll_sched_end_if_stalled(struct ll_planning *p, struct ll_seq *seq)
+{
+    if (seq->starved_ns == 0 || p->now_ns - seq->starved_ns < p->s->limits.stall_ns)
+        return false;
+    ll_sched_end(p->s, seq, LL_END_STALLED, LL_E_STALLED);
+    return true;
+}
+
+/* ---- preemption -------------------------------------------------------------------------------*/
+
 /* Everything is computed again from the tokens, which are host truth, but for what the prefix
  * cache still has then. */
 void ll_sched_requeue(struct ll_scheduler *s, struct ll_seq *seq)
 {
-    bool is_slow = seq->is_slow;
-
     LL_ASSERT(seq->n_in_flight == 0);
     ll_sched_leave_prefill(s, seq);
     give_slot_back(s, seq);
     ll_kv_release(s->kv, seq);
-    seq->is_preempted = false;
-    seq->is_slow = false;
+    set_preempted(s, seq, false);
     seq->needs_init = false;
-    seq->n_chained = 0;
+    seq->n_chained = seq->n_attached = 0;
     seq->n_done = seq->pos_lo = seq->pos_hi = 0;
-    if (is_slow)
-        ll_seq_move(s->pool, seq, LL_SEQ_WAITING);
-    else
-        ll_seq_move_front(s->pool, seq, LL_SEQ_WAITING);
+    ll_seq_move_front(s->pool, seq, LL_SEQ_WAITING); /* adopt() looks for newcomers at the end */
+    seq->is_victim = !seq->is_slow;
+    if (seq->is_slow)
+        ll_queue_age(&s->queue, seq);
+    ll_queue_push(&s->queue, seq, seq->is_victim);
+    seq->is_slow = false;
 }
 
-void ll_sched_preempt(struct ll_planning *p, struct ll_seq *seq, bool is_slow)
+static bool is_slow(const struct ll_seq *seq, uint64_t now_ns)
+{
+    return seq->starved_ns != 0 && now_ns - seq->starved_ns >= SLOW_NS;
+}
+
+void ll_sched_preempt(struct ll_planning *p, struct ll_seq *seq)
 {
     ll_stat_add(&p->s->stats->preemptions, 1);
-    seq->is_slow = is_slow;
+    seq->is_slow = is_slow(seq, p->now_ns);
     if (seq->n_in_flight == 0) {
         ll_sched_requeue(p->s, seq);
     } else {
-        seq->is_preempted = true;
+        set_preempted(p->s, seq, true);
         p->n_coming += seq->n_pages;
     }
-}
-
-bool ll_sched_is_slow(const struct ll_seq *seq, uint64_t now_ns)
-{
-    return seq->starved_ns != 0 && now_ns - seq->starved_ns >= SLOW_NS;
 }
 
 struct ll_seq *ll_sched_slowest(struct ll_planning *p)
@@ -102,48 +123,64 @@ struct ll_seq *ll_sched_slowest(struct ll_planning *p)
 
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
-        if (!seq->is_preempted && ll_sched_is_slow(seq, p->now_ns) &&
+        if (!seq->is_preempted && is_slow(seq, p->now_ns) &&
             (found == NULL || seq->starved_ns < found->starved_ns))
             found = seq;
     }
     return found;
 }
 
-/* Who gives way for a running sequence without a page. None of them has a row in this plan: a slow
- * reader got no credit for one, and decode rows are listed in the order of admission, so those
- * admitted after seq come later. */
-static struct ll_seq *pick_victim(struct ll_planning *p, struct ll_seq *seq)
+/* Work that is lost when a sequence gives way: tokens of which nobody else holds the pages. */
+static uint32_t loss_of(const struct ll_seq *seq)
+{
+    return seq->pos_hi - seq->n_attached * LL_PAGE_TOKENS;
+}
+
+/* Of two, does a give way rather than b? The lower priority, the smaller loss, the later arrival.
+ */
+static bool yields_before(const struct ll_seq *a, const struct ll_seq *b)
+{
+    if (a->priority != b->priority)
+        return a->priority > b->priority;
+    uint32_t loss_a = loss_of(a), loss_b = loss_of(b);
+    return loss_a != loss_b ? loss_a < loss_b : a->order > b->order;
+}
+
+struct ll_seq *ll_sched_victim(struct ll_planning *p, int8_t priority)
 {
     struct ll_seq_pool *pool = p->s->pool;
     struct ll_seq *victim = ll_sched_slowest(p);
 
     if (victim != NULL)
         return victim;
-    for (uint32_t i = pool->list[LL_SEQ_RUNNING].last; i != seq->index; i = pool->seq[i].prev)
-        if (!pool->seq[i].is_preempted)
-            return &pool->seq[i];
-    return seq;
+    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
+        struct ll_seq *seq = &pool->seq[i];
+        if (!seq->is_preempted && seq->priority >= priority &&
+            (victim == NULL || yields_before(seq, victim)))
+            victim = seq;
+    }
+    return victim;
 }
 
-bool ll_sched_make_room(struct ll_planning *p, struct ll_seq *seq, uint32_t n)
+bool ll_sched_make_room(struct ll_planning *p, struct ll_seq *seq)
 {
     struct ll_kv *kv = p->s->kv;
 
-    if (ll_kv_available(kv) < n)
+    if (ll_kv_available(kv) == 0)
         ll_sched_unmatch(p->s); /* who waits has no claim on pages that others need */
-    while (ll_kv_available(kv) < n) {
-        uint32_t n_missing = n - ll_kv_available(kv);
-        if (p->n_coming >= n_missing) {
-            p->n_coming -= n_missing; /* meant for this one */
+    while (ll_kv_available(kv) == 0) {
+        if (p->n_coming > 0) {
+            p->n_coming--; /* meant for this one */
             return false;
         }
-        struct ll_seq *victim = pick_victim(p, seq);
-        if (victim == seq && seq->n_pages + ll_kv_available(kv) == kv->n_pages) {
+        struct ll_seq *victim = ll_sched_victim(p, seq->priority);
+        LL_ASSERT(victim != NULL); /* seq is one itself */
+        if (victim == seq && seq->n_pages == kv->n_pages) {
             /* All pages are its own: the gate let through what can never fit. */
             ll_sched_end(p->s, seq, LL_END_FAILED, LL_E_NEVER_FITS);
             return false;
         }
-        ll_sched_preempt(p, victim, ll_sched_is_slow(victim, p->now_ns));
+        ll_sched_preempt(p, victim);
         if (victim == seq)
             return false;
     }

@@ -90,13 +90,14 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
         .memory = memory,
         .memory_bytes = total_bytes,
     };
+    pool->marked = (struct ll_seq_list){.first = LL_NONE, .last = LL_NONE};
     for (int state = 0; state <= LL_SEQ_ENDING; state++)
         pool->list[state] = (struct ll_seq_list){.first = LL_NONE, .last = LL_NONE};
     char *at = memory + head_bytes;
     for (uint32_t i = 0; i < n; i++) {
         struct ll_seq *seq = &pool->seq[i];
         seq->index = i;
-        seq->device_slot = LL_NONE;
+        seq->device_slot = seq->account = seq->line = LL_NONE;
         seq->token = (uint32_t *)at;
         at += token_bytes;
         seq->page = (uint32_t *)at;
@@ -134,6 +135,8 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
         .page_epoch = seq->page_epoch,
         .bias = seq->bias,
         .device_slot = LL_NONE,
+        .account = LL_NONE,
+        .line = LL_NONE,
         .stop_id = LL_NONE,
     };
     link_last(pool, seq);
@@ -146,7 +149,7 @@ static void assert_may_enter(const struct ll_seq *seq, enum ll_seq_state state)
     LL_ASSERT(seq->state != LL_SEQ_FREE);
     switch (state) {
     case LL_SEQ_FREE: /* from INTAKE when refused, from ENDING when done */
-        LL_ASSERT(seq->n_booked == 0);
+        LL_ASSERT(seq->n_booked == 0 && seq->account == LL_NONE && seq->line == LL_NONE);
         LL_ASSERT(seq->state != LL_SEQ_ENDING || ll_seq_is_done(seq));
         /* fall through */
     case LL_SEQ_WAITING:
@@ -168,6 +171,8 @@ static void assert_may_enter(const struct ll_seq *seq, enum ll_seq_state state)
 void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state)
 {
     assert_may_enter(seq, state);
+    if (state == LL_SEQ_ENDING || state == LL_SEQ_FREE)
+        ll_seq_unmark(pool, seq);
     unlink_seq(pool, seq);
     seq->state = state;
     link_last(pool, seq);
@@ -181,12 +186,47 @@ void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq
     link_first(pool, seq);
 }
 
+void ll_seq_mark(struct ll_seq_pool *pool, struct ll_seq *seq)
+{
+    if (seq->is_marked)
+        return;
+    LL_ASSERT(seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING);
+    seq->is_marked = true;
+    seq->mark_prev = pool->marked.last;
+    seq->mark_next = LL_NONE;
+    if (pool->marked.last != LL_NONE)
+        pool->seq[pool->marked.last].mark_next = seq->index;
+    else
+        pool->marked.first = seq->index;
+    pool->marked.last = seq->index;
+    pool->marked.n++;
+}
+
+void ll_seq_unmark(struct ll_seq_pool *pool, struct ll_seq *seq)
+{
+    if (!seq->is_marked)
+        return;
+    seq->is_marked = false;
+    if (seq->mark_prev != LL_NONE)
+        pool->seq[seq->mark_prev].mark_next = seq->mark_next;
+    else
+        pool->marked.first = seq->mark_next;
+    if (seq->mark_next != LL_NONE)
+        pool->seq[seq->mark_next].mark_prev = seq->mark_prev;
+    else
+        pool->marked.last = seq->mark_prev;
+    pool->marked.n--;
+}
+
 static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
 {
     LL_ASSERT(seq->n_tokens <= pool->token_capacity);
     LL_ASSERT(seq->n_pages <= pool->page_capacity);
     LL_ASSERT(seq->n_pages_sent <= seq->n_pages);
     LL_ASSERT(seq->n_done <= seq->pos_lo && seq->pos_lo <= seq->pos_hi);
+    /* Whoever sets one of these tells the scheduler. */
+    if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
+        LL_ASSERT(seq->is_marked || !(seq->is_lost || seq->is_cancelled || seq->is_stopped));
     switch (seq->state) {
     case LL_SEQ_FREE:
         LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0);
@@ -219,8 +259,13 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
 
 void ll_seq_check(const struct ll_seq_pool *pool)
 {
-    uint32_t n_total = 0;
+    uint32_t n_total = 0, n_marked = 0;
 
+    for (uint32_t i = pool->marked.first; i != LL_NONE; i = pool->seq[i].mark_next) {
+        LL_ASSERT(pool->seq[i].is_marked && ++n_marked <= pool->marked.n);
+        LL_ASSERT(pool->seq[i].state == LL_SEQ_WAITING || pool->seq[i].state == LL_SEQ_RUNNING);
+    }
+    LL_ASSERT(n_marked == pool->marked.n);
     for (int state = 0; state <= LL_SEQ_ENDING; state++) {
         const struct ll_seq_list *list = &pool->list[state];
         uint32_t n = 0, before = LL_NONE;

@@ -63,6 +63,7 @@ struct ll_seq {
     uint64_t salt[2];
     uint64_t domain;      /* who its client is, for the prefix cache: ll_domain.cache_key */
     uint64_t deadline_ns; /* 0: none */
+    uint64_t tenant_key;  /* whose account (queue.h): client, incarnation and tenant */
     uint64_t seed;
     struct ll_sampling sampling; /* end[] holds eos (unless ignored) and the stop ids */
     struct ll_bias *bias;        /* [LL_BIAS_MAX], the pool's */
@@ -82,14 +83,23 @@ struct ll_seq {
     uint32_t n_pages;
     struct ll_chain chain; /* of the first n_chained full pages: looked up or published */
     uint32_t n_chained;
+    uint32_t n_attached;   /* pages that the prefix cache had when it started */
     uint32_t n_pages_sent; /* page table entries the device has */
     uint32_t device_slot;  /* LL_NONE: none */
     bool needs_init;       /* device slot to be (re)built by the next batch */
     uint32_t n_in_flight;  /* rows submitted and not polled */
     uint32_t n_scored;     /* prompt positions whose logprobs were reported */
     bool is_prefill;       /* on the scheduler's list of those with prompt to compute */
+    bool is_victim;        /* was preempted and has not caught up yet */
     bool is_preempted;     /* RUNNING, but no more rows: WAITING once n_in_flight is 0 */
     bool is_slow;          /* with is_preempted: to the end of WAITING, its reader sleeps */
+
+    /* its place in the order of service: queue.c's and the scheduler's */
+    uint32_t account; /* LL_NONE: the scheduler has not seen it yet, or it has ended */
+    uint32_t line;    /* LL_NONE: not in the queue */
+    uint64_t order;   /* of arrival */
+    uint32_t q_left, q_right, q_up, q_rank;
+    bool is_parked; /* WAITING, out of the queue for want of credit; linked by q_left, q_right */
 
     /* credits, in events */
     uint32_t n_written;  /* events written for this request, terminal one excluded */
@@ -102,11 +112,14 @@ struct ll_seq {
     int32_t end_code; /* LL_E_*, with FAILED */
     uint32_t stop_id; /* LL_NONE: none */
     bool is_told;     /* Q5 */
-    /* Marks set by intake and outlet on WAITING and RUNNING sequences; the next plan moves them to
-     * ENDING with end LOST, CANCELLED or STOP, the first of these that is set. */
+    /* Marks set by intake and outlet on WAITING and RUNNING sequences, with ll_seq_mark(); the next
+     * plan moves them to ENDING with end LOST, CANCELLED or STOP, the first of these that is set.
+     */
     bool is_lost;      /* its client is gone */
     bool is_cancelled; /* op CANCEL */
     bool is_stopped;   /* op STOP */
+    bool is_marked;    /* on the pool's list of those with marks to be looked at */
+    uint32_t mark_prev, mark_next;
 
     uint64_t t_seen_ns, t_run_ns, t_first_ns, t_last_ns; /* outlet sets the last three */
 };
@@ -120,6 +133,7 @@ struct ll_seq_pool {
     uint32_t n;
     uint32_t token_capacity, page_capacity;
     struct ll_seq_list list[LL_SEQ_ENDING + 1]; /* by state */
+    struct ll_seq_list marked;                  /* by mark_prev, mark_next */
     void *memory;                               /* token, page and bias arrays: one mapping */
     size_t memory_bytes;
 };
@@ -141,6 +155,10 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
  * ENDING has set `end`; who moves to WAITING or FREE has given back pages and device slot. */
 void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
 void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
+
+/* A mark was set: the next plan looks at the sequence. Nothing where it is on the list already. */
+void ll_seq_mark(struct ll_seq_pool *pool, struct ll_seq *seq);
+void ll_seq_unmark(struct ll_seq_pool *pool, struct ll_seq *seq);
 
 /* Q1..Q3 and the lists, whole pool; aborts on a fault. Debug builds run it after each step. */
 void ll_seq_check(const struct ll_seq_pool *pool);

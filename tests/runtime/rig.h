@@ -51,6 +51,8 @@ struct rig_spec {
     uint64_t shared_seed; /* the first n_shared ids of the prompt come from it */
     uint32_t n_shared;
     uint64_t salt;
+    int8_t priority;
+    uint32_t tenant;
 };
 
 struct rig_request {
@@ -314,6 +316,8 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
     req->n_top = spec->n_top;
     req->n_prompt_top = spec->n_prompt_top;
     req->salt[0] = spec->salt;
+    req->priority = spec->priority;
+    req->tenant = spec->tenant;
     req->temperature = 1.0f;
     req->top_p = 1.0f;
     req->repetition = 1.0f;

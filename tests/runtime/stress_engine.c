@@ -16,6 +16,7 @@ struct round {
     uint32_t read_chance[RIG_CLIENTS_MAX]; /* of 256, a turn */
     uint32_t cancel_chance, stop_chance, submit_chance;
     bool has_logprobs, has_deadlines;
+    uint32_t n_priorities, n_tenants;
     uint32_t n_prefixes; /* prompts begin with one of so many; 0: all differ */
 };
 
@@ -59,6 +60,8 @@ static void open_round(struct round *r, char *extra, size_t n_extra)
     r->cancel_chance = ONE_OF(r, 0, 0, 4, 30);
     r->stop_chance = ONE_OF(r, 0, 0, 4);
     r->has_logprobs = draw(r, 3) == 0;
+    r->n_priorities = ONE_OF(r, 1, 1, 2, 5);
+    r->n_tenants = ONE_OF(r, 1, 1, 3, 20);
     r->n_prefixes = ONE_OF(r, 0, 1, 3, 20);
     r->has_deadlines = draw(r, 4) == 0;
     rig_open(&rig, &c);
@@ -88,6 +91,8 @@ static void submit_some(struct round *r, uint32_t client)
             spec.n_prompt_top = (uint8_t)draw(r, LL_TOP_MAX + 1);
         }
     }
+    spec.priority = (int8_t)((int)draw(r, r->n_priorities) - 1);
+    spec.tenant = draw(r, r->n_tenants);
     if (r->has_deadlines && draw(r, 2))
         spec.deadline_ns = rig.now_ns + draw(r, 20) * LL_NS_PER_MS;
     if (rig_submit(&rig, client, &spec) >= 0)

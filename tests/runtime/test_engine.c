@@ -248,6 +248,8 @@ static void cancel_stop_and_deadline_end_a_request(void **state)
     int cancelled = rig_submit(&rig, 0, &spec);
     spec.seed = 2;
     int stopped = rig_submit(&rig, 0, &spec);
+    for (int i = 0; i < 20; i++)
+        rig_turn(&rig); /* they run before somebody comes who is in a hurry */
     spec.seed = 3;
     spec.deadline_ns = rig.now_ns + 5 * LL_NS_PER_MS;
     int expired_waiting = rig_submit(&rig, 0, &spec); /* no device slot for it */

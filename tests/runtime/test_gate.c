@@ -103,7 +103,7 @@ static const struct field fields[] = {
     {"seed", AT(seed), U64, 1, ANY},
     {"flags", AT(flags), U32, 1, {{0, 0}, {7, 0}, {8, I}, {2147483648.0, I}, {-1, I}}},
     {"n:", AT(n), U16, 1, {{0, I}, {1, 0}, {2, U}, {128, U}, {129, I}, {-1, I}}},
-    {"priority", AT(priority), I8, 1, {{-128, U}, {-1, U}, {0, 0}, {1, U}, {127, U}}},
+    {"priority", AT(priority), I8, 1, {{-128, 0}, {-1, 0}, {0, 0}, {1, 0}, {127, 0}}},
     {"n_top", AT(n_top), U8, 1, {{0, 0}, {20, 0}, {21, I}, {-1, I}}},
     {"n_prompt_top", AT(n_prompt_top), U8, 1, {{0, 0}, {1, I}, {20, I}, {21, I}, {-1, I}}},
     {"reserved", AT(pad0), U8, 3, ZERO(I)},
@@ -434,7 +434,7 @@ static void abilities_of_the_runtime_open_their_fields(void **state)
     struct ll_seq seq = {0};
     struct ll_refusal why;
 
-    limits.n_max = 4, limits.has_priority = limits.has_draft = limits.has_grammar = true;
+    limits.n_max = 4, limits.has_draft = limits.has_grammar = true;
     limits.n_adapters = 2;
     req.n = 4, req.priority = -5, req.draft_max = 3, req.adapter = 2;
     req.grammar_off = ARENA_BYTES - 8, req.grammar_bytes = 8;

@@ -92,6 +92,12 @@ static struct ll_seq *arrive(uint32_t n_prompt, uint32_t max_tokens)
     return seq;
 }
 
+static void cancel(struct ll_seq *seq)
+{
+    seq->is_cancelled = true;
+    ll_seq_mark(&f.pool, seq);
+}
+
 static const struct ll_plan *plan(void)
 {
     struct ll_plan *out = &f.plan[f.n_planned % (DEPTH + 1)];
@@ -184,10 +190,10 @@ static void first_come_is_first_served_and_nobody_overtakes(void **state)
     const struct ll_plan *p = plan();
     assert_int_equal(p->n_rows, 1);
     assert_non_null(row_for(p, a));
-    assert_int_equal(f.pool.list[LL_SEQ_WAITING].first, b->index);
+    assert_ptr_equal(ll_queue_first(&f.scheduler.queue), b);
     assert_int_equal(c->state, LL_SEQ_WAITING);
     /* Once a has gone both come, in order. */
-    a->is_cancelled = true;
+    cancel(a);
     apply();
     p = plan();
     assert_non_null(row_for(p, b));
@@ -273,18 +279,23 @@ static void marks_end_waiting_and_running_sequences(void **state)
     (void)state;
     make(20, 1000, 10);
     struct ll_seq *running[4], *waits[4];
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         running[i] = arrive(10, 50);
+        running[i]->deadline_ns = i == 3 ? f.now_ns + 1500 : 0;
+    }
     plan();
     apply();
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 4; i++) {
         waits[i] = arrive(10, 50);
+        waits[i]->deadline_ns = i == 3 ? f.now_ns + 500 : 0;
+    }
     struct ll_seq **sets[] = {running, waits};
     for (int i = 0; i < 2; i++) {
         sets[i][0]->is_lost = true;
         sets[i][1]->is_cancelled = true;
         sets[i][2]->is_stopped = true;
-        sets[i][3]->deadline_ns = f.now_ns + 500;
+        for (int k = 0; k < 3; k++)
+            ll_seq_mark(&f.pool, sets[i][k]);
     }
     assert_int_equal(plan()->n_rows, 0);
     for (int i = 0; i < 2; i++) {
@@ -307,7 +318,7 @@ static void a_mark_deep_in_a_long_queue_is_found(void **state)
     struct ll_seq *last = NULL;
     for (int i = 0; i < 30; i++)
         last = arrive(50, 50);
-    last->is_cancelled = true;
+    cancel(last);
     plan();
     assert_int_equal(last->end, LL_END_CANCELLED);
     apply();
@@ -339,13 +350,13 @@ static void the_one_admitted_last_gives_way_to_the_front_of_the_queue(void **sta
         if (plan()->n_rows > 0)
             apply();
     assert_int_equal(b->state, LL_SEQ_WAITING);
-    assert_int_equal(f.pool.list[LL_SEQ_WAITING].first, b->index);
-    assert_int_equal(b->next, c->index);
+    assert_ptr_equal(ll_queue_first(&f.scheduler.queue), b);
+    assert_int_equal(c->state, LL_SEQ_WAITING);
     assert_int_equal(b->n_pages, 0);
     assert_int_equal(ll_stat_get(&f.stats.preemptions), 1);
     assert_true(b->n_tokens > 54); /* what it sampled is not lost */
     uint32_t n_sampled = b->n_tokens;
-    a->is_cancelled = true;
+    cancel(a);
     const struct ll_plan *p = plan();
     assert_int_equal(row_for(p, b)->pos, 0);
     assert_int_equal(row_for(p, b)->n_tokens, n_sampled);
@@ -383,14 +394,17 @@ static void pages_that_are_coming_cost_no_second_victim(void **state)
     plan();
     apply();
     struct ll_seq *c = arrive(56, 200);
-    plan(); /* a page each, two are free */
+    c->priority = 1; /* goes before b would give way itself */
+    plan();          /* a page each, two are free */
     apply();
     plan(); /* c takes one for its 57th token */
     plan(); /* a takes the other for its 57th, b finds none */
-    /* c gives way, but has a row in flight: b waits for its pages, nobody else goes. */
+    /* c gives way, but has rows in flight: b waits for its pages, nobody else goes. */
     assert_true(c->is_preempted);
     assert_int_equal(b->n_pages, 1);
     assert_int_equal(a->n_pages, 2);
+    apply();
+    assert_int_equal(c->state, LL_SEQ_RUNNING);
     apply();
     assert_int_equal(c->state, LL_SEQ_WAITING);
     assert_non_null(row_for(plan(), b));
@@ -470,7 +484,8 @@ static void a_starved_newcomer_lets_others_pass(void **state)
     p = plan();
     assert_non_null(row_for(p, starved));
     apply();
-    starved->is_cancelled = passes->is_cancelled = true;
+    cancel(starved);
+    cancel(passes);
     plan();
     starved->client = 0;
     rig_free_client(&other);
@@ -781,6 +796,7 @@ static void a_long_prompt_is_looked_up_in_pieces(void **state)
     struct ll_seq *b = arrive(1000, 1);
     memcpy(b->token, prompt, sizeof(prompt));
     struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_lookups = 4};
+    ll_sched_adopt(&f.scheduler);
     for (uint32_t i = 1; i <= 3; i++) {
         p.n_lookups = 4;
         ll_sched_admit(&p, 1000);

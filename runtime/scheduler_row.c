@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* runtime/scheduler_row.c - the rows of a plan: a token each for those that decode, then chunks of
+ * prompts for what is left of the step. */
+#include "runtime/scheduler_impl.h"
+
+#include "base/assert.h"
+#include "base/bits.h"
+
+uint32_t ll_sched_tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    return (uint32_t)ll_min_u64((uint64_t)seq->n_prompt + seq->max_tokens, s->limits.context_max);
+}
+
+uint64_t ll_sched_tokens_booked(const struct ll_scheduler *s, const struct ll_seq *seq, uint32_t n)
+{
+    return ll_min_u64((uint64_t)n + LL_ROW_TOKENS_MAX, ll_sched_tokens_max(s, seq));
+}
+
+/* ---- one row ----------------------------------------------------------------------------------*/
+
+/* A row with prompt logprobs: what it scores fits its events, and the last prompt token, which has
+ * no target, ends it only where it is sampled from; else a row of its own follows. */
+static void cut_scored(const struct ll_seq *seq, struct ll_plan_row *row)
+{
+    uint32_t n_scorable = seq->n_prompt - 1; /* tokens 1 .. n_prompt - 1 have a logprob */
+
+    if ((seq->flags & LL_REQ_PROMPT_LOGPROBS) == 0 || row->pos >= n_scorable)
+        return;
+    if (row->pos < seq->n_scored) {
+        /* Computed again after a preemption, but reported already. */
+        row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, seq->n_scored - row->pos);
+        return;
+    }
+    uint32_t n_left = n_scorable - row->pos;
+    bool samples = seq->n_tokens == seq->n_prompt;
+    row->flags |= LL_ROW_PROMPT_LOGPROBS;
+    row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, ll_outlet_scored_max(seq, 1));
+    row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, n_left + (samples ? 1 : 0));
+    row->n_scored = (uint32_t)ll_min_u64(row->n_tokens, n_left);
+}
+
+/* The next row of a sequence with at most n_max tokens, as far as it can be told without pages and
+ * credits. */
+static struct ll_plan_row next_row(const struct ll_seq *seq, uint32_t n_max)
+{
+    struct ll_plan_row row = {.seq = seq->index, .pos = seq->pos_hi};
+
+    if (row.pos == seq->n_tokens) { /* the host does not know the id yet: run ahead */
+        row.is_from_device = true;
+        row.n_tokens = 1;
+        row.flags = LL_ROW_SAMPLE;
+    } else {
+        LL_ASSERT(row.pos < seq->n_tokens);
+        row.n_tokens = (uint32_t)ll_min_u64(seq->n_tokens - row.pos, n_max);
+        cut_scored(seq, &row);
+        if (row.pos + row.n_tokens == seq->n_tokens)
+            row.flags |= LL_ROW_SAMPLE;
+    }
+    row.n_booked = ll_outlet_row_events(seq, (row.flags & LL_ROW_SAMPLE) != 0, row.n_scored);
+    return row;
+}
+
+static bool is_full(const struct ll_planning *p)
+{
+    return p->out->n_rows == p->s->limits.n_rows_max ||
+           p->out->n_tokens == p->s->limits.n_tokens_max;
+}
+
+/* The plan counts as submitted. */
+static void add_row(struct ll_planning *p, struct ll_seq *seq, const struct ll_plan_row *row)
+{
+    struct ll_scheduler *s = p->s;
+
+    p->out->row[p->out->n_rows++] = *row;
+    p->out->n_tokens += row->n_tokens;
+    seq->pos_lo = seq->pos_hi = row->pos + row->n_tokens;
+    seq->n_in_flight++;
+    if (row->flags & LL_ROW_SAMPLE)
+        ll_queue_charge(&s->queue, seq, LL_QUEUE_TOKEN_COST);
+    LL_ASSERT(seq->n_pages >= ll_kv_pages_for(ll_sched_tokens_booked(s, seq, seq->pos_hi)));
+    LL_ASSERT(ll_kv_may_write(s->kv, seq, row->pos, seq->pos_hi)); /* P7 */
+    if (seq->is_prefill && !ll_sched_is_prefilling(seq)) {
+        ll_sched_leave_prefill(s, seq);
+        seq->is_victim = false;
+    }
+}
+
+/* ---- decode -----------------------------------------------------------------------------------*/
+
+enum outcome { DONE, SHORT_OF_PAGES };
+
+static enum outcome run_one(struct ll_planning *p, struct ll_seq *seq)
+{
+    struct ll_scheduler *s = p->s;
+    struct ll_plan_row row = next_row(seq, 1);
+    uint64_t n_tokens = ll_sched_tokens_booked(s, seq, row.pos + row.n_tokens);
+
+    /* Credits first: who cannot run anyway must not push others out. */
+    if (!ll_outlet_book(s->outlet, seq, row.n_booked, p->now_ns)) {
+        ll_sched_end_if_stalled(p, seq);
+        return DONE;
+    }
+    if (!ll_kv_grow(s->kv, seq, n_tokens)) {
+        ll_outlet_unbook(s->outlet, seq, row.n_booked);
+        return SHORT_OF_PAGES;
+    }
+    add_row(p, seq, &row);
+    return DONE;
+}
+
+void ll_sched_run_decode(struct ll_planning *p)
+{
+    struct ll_scheduler *s = p->s;
+    struct ll_seq_pool *pool = s->pool;
+
+    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first, next; i != LL_NONE && !is_full(p);
+         i = next) {
+        struct ll_seq *seq = &pool->seq[i];
+        next = seq->next;
+        if (seq->is_preempted || seq->is_prefill ||
+            seq->pos_hi + 1 > ll_sched_tokens_max(s, seq) - 1)
+            continue; /* P6: the last token is on its way */
+        if (run_one(p, seq) == SHORT_OF_PAGES)
+            s->short_of_pages[p->n_short++] = i;
+    }
+    for (uint32_t k = 0; k < p->n_short && !is_full(p); k++) {
+        struct ll_seq *seq = &pool->seq[s->short_of_pages[k]];
+        /* It may have given way itself meanwhile. */
+        if (seq->state == LL_SEQ_RUNNING && !seq->is_preempted && ll_sched_make_room(p, seq)) {
+            enum outcome outcome = run_one(p, seq);
+            LL_ASSERT(outcome == DONE); /* a decode row wants one page at most */
+        }
+    }
+}
+
+/* ---- prefill ----------------------------------------------------------------------------------*/
+
+void ll_sched_join_prefill(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    if (!ll_sched_is_prefilling(seq))
+        return;
+    LL_ASSERT(!seq->is_prefill && s->n_prefill < s->limits.n_slots);
+    seq->is_prefill = true;
+    s->prefill[s->n_prefill++] = seq->index;
+}
+
+void ll_sched_leave_prefill(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    uint32_t i = 0;
+
+    if (!seq->is_prefill)
+        return;
+    seq->is_prefill = false;
+    while (s->prefill[i] != seq->index)
+        i++;
+    s->n_prefill--;
+    for (; i < s->n_prefill; i++)
+        s->prefill[i] = s->prefill[i + 1];
+}
+
+static uint32_t tokens_left(const struct ll_seq *seq)
+{
+    return seq->n_tokens - seq->pos_hi;
+}
+
+/* A long prompt takes half of what is left at most while another wants some of it, so that a short
+ * one is not behind all of it. */
+static uint32_t chunk_max(const struct ll_seq *seq, uint32_t n_left)
+{
+    uint32_t half = (uint32_t)ll_max_u64(n_left / 2, LL_SCHED_CHUNK_MIN);
+
+    return (uint32_t)ll_min_u64(ll_min_u64(tokens_left(seq), half), n_left);
+}
+
+/* Order among prompts: preempted ones first, then as in the queue. n_more: tokens that its account
+ * is about to be charged. */
+static struct ll_heap_key prefill_key(const struct ll_scheduler *s, const struct ll_seq *seq,
+                                      uint32_t n_more)
+{
+    return ll_queue_rank(&s->queue, seq, seq->is_victim, n_more);
+}
+
+static bool is_before(struct ll_heap_key a, struct ll_heap_key b)
+{
+    return a.hi != b.hi ? a.hi < b.hi : a.lo < b.lo;
+}
+
+uint32_t ll_sched_left_by_others(const struct ll_scheduler *s, const struct ll_seq *seq,
+                                 uint32_t n_more, uint32_t n_tokens)
+{
+    struct ll_heap_key key = prefill_key(s, seq, n_more);
+
+    for (uint32_t i = 0; i < s->n_prefill && n_tokens > 0; i++) {
+        const struct ll_seq *other = &s->pool->seq[s->prefill[i]];
+        if (is_before(prefill_key(s, other, 0), key))
+            n_tokens -= chunk_max(other, n_tokens);
+    }
+    return n_tokens;
+}
+
+/* Insertion sort: few, and nearly in order since the last time. */
+static void sort_prefill(struct ll_scheduler *s)
+{
+    for (uint32_t i = 1; i < s->n_prefill; i++) {
+        uint32_t index = s->prefill[i], k = i;
+        struct ll_heap_key key = prefill_key(s, &s->pool->seq[index], 0);
+        for (; k > 0; k--) {
+            if (!is_before(key, prefill_key(s, &s->pool->seq[s->prefill[k - 1]], 0)))
+                break;
+            s->prefill[k] = s->prefill[k - 1];
+        }
+        s->prefill[k] = index;
+    }
+}
+
+static void run_chunk(struct ll_planning *p, struct ll_seq *seq, uint32_t n_max)
+{
+    struct ll_plan_row row = next_row(seq, n_max);
+
+    if (row.n_booked > 0 && !ll_outlet_book(p->s->outlet, seq, row.n_booked, p->now_ns)) {
+        ll_sched_end_if_stalled(p, seq);
+        return;
+    }
+    add_row(p, seq, &row);
+}
+
+void ll_sched_run_prefill(struct ll_planning *p)
+{
+    struct ll_scheduler *s = p->s;
+    uint64_t n_wanted = 0;
+
+    if (s->n_prefill == 0 || is_full(p))
+        return;
+    for (uint32_t i = 0; i < s->n_prefill; i++)
+        n_wanted += tokens_left(&s->pool->seq[s->prefill[i]]);
+    if (n_wanted > s->limits.n_tokens_max - p->out->n_tokens)
+        sort_prefill(s);
+    for (uint32_t i = 0; i < s->n_prefill && !is_full(p);) {
+        uint32_t index = s->prefill[i];
+        struct ll_seq *seq = &s->pool->seq[index];
+        uint64_t n_left = s->limits.n_tokens_max - p->out->n_tokens;
+        n_wanted -= tokens_left(seq); /* now: by those behind it */
+        uint64_t n_max =
+            ll_max_u64(chunk_max(seq, (uint32_t)n_left), n_left > n_wanted ? n_left - n_wanted : 0);
+        if (!seq->is_preempted)
+            run_chunk(p, seq, (uint32_t)n_max);
+        if (i < s->n_prefill && s->prefill[i] == index)
+            i++; /* else it is done, or has ended */
+    }
+}
