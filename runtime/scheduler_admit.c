@@ -51,10 +51,10 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
     struct ll_scheduler *s = p->s;
     uint32_t n_max = (seq->n_tokens - 1) / LL_PAGE_TOKENS;
 
+    if (s->matching != seq->index)
+        ll_sched_unmatch(s); /* who was first before has no claim any more */
     if (!may_look_up(s, seq))
         return true;
-    if (s->matching != seq->index)
-        ll_sched_unmatch(s);
     if (seq->n_chained == 0)
         begin_chain(s, seq);
     for (; seq->n_pages < n_max; p->n_lookups--) {

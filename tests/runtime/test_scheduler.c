@@ -842,6 +842,37 @@ static void a_waiting_sequence_gives_cached_pages_up_to_running_ones(void **stat
     apply();
 }
 
+static void who_overtakes_finds_no_pages_kept_back(void **state)
+{
+    (void)state;
+    make(3, 1000, 10);
+    struct ll_seq *a = arrive(130, 1);
+    uint32_t prompt[130];
+    memcpy(prompt, a->token, sizeof(prompt));
+    plan();
+    apply();
+    assert_int_equal(f.kv.n_idle, 2);
+    struct ll_seq *runs = arrive(20, 60);
+    plan();
+    struct ll_seq *b = arrive(130, 1); /* holds what is cached and waits for one more page */
+    memcpy(b->token, prompt, sizeof(prompt));
+    plan();
+    assert_int_equal(b->n_pages, 2);
+    struct ll_seq *c = arrive(150, 1); /* wants all pages, and goes first */
+    c->flags = LL_REQ_NO_CACHE;
+    c->priority = -1;
+    cancel(runs);
+    for (int i = 0; i < 5 && c->state != LL_SEQ_RUNNING; i++) {
+        while (f.n_planned > f.n_applied)
+            apply();
+        plan();
+    }
+    assert_int_equal(c->state, LL_SEQ_RUNNING);
+    apply();
+    run_all();
+    assert_int_equal(f.pool.list[LL_SEQ_FREE].n, N_SEQS);
+}
+
 /* ---- purity -----------------------------------------------------------------------------------*/
 
 static void the_same_state_gives_the_same_plan(void **state)
@@ -905,6 +936,7 @@ int main(void)
         TEST(idle_pages_go_the_longest_unused_first),
         TEST(a_long_prompt_is_looked_up_in_pieces),
         TEST(a_waiting_sequence_gives_cached_pages_up_to_running_ones),
+        TEST(who_overtakes_finds_no_pages_kept_back),
         TEST(the_same_state_gives_the_same_plan),
     };
     return cmocka_run_group_tests_name("runtime/scheduler", tests, NULL, NULL);
