@@ -256,11 +256,14 @@ static int check_offer(const struct ll_msg_offer *o, int n_fds)
     return 0;
 }
 
+enum access { READS, WRITES, CONSTANT };
+
 /* Takes over descriptors one by one: what is still in fds[] on the way out is closed by the
  * caller. */
-static int map_one(struct ll_region *region, int *fd, uint64_t size_bytes, bool is_writable)
+static int map_one(struct ll_region *region, int *fd, uint64_t size_bytes, enum access access)
 {
-    int rc = ll_region_map(region, *fd, size_bytes, is_writable);
+    int rc = access == CONSTANT ? ll_region_map_const(region, *fd, size_bytes)
+                                : ll_region_map(region, *fd, size_bytes, access == WRITES);
 
     if (rc < 0) {
         *region = (struct ll_region){.fd = -1};
@@ -291,17 +294,17 @@ static int map_all(struct ll_client *client, const struct ll_msg_offer *o, int *
     for (int i = 0; i < LL_FD_COUNT; i++)
         if ((o->fd_mask & 1u << i) != 0)
             fd[i] = &received[at++];
-    rc = map_one(&client->info_region, fd[LL_FD_INFO], o->info_bytes, false);
+    rc = map_one(&client->info_region, fd[LL_FD_INFO], o->info_bytes, READS);
     if (rc == 0)
-        rc = map_one(&client->req_region, fd[LL_FD_REQ], o->req_bytes, true);
+        rc = map_one(&client->req_region, fd[LL_FD_REQ], o->req_bytes, WRITES);
     if (rc == 0)
-        rc = map_one(&client->rsp_region, fd[LL_FD_RSP], o->rsp_bytes, false);
+        rc = map_one(&client->rsp_region, fd[LL_FD_RSP], o->rsp_bytes, READS);
     if (rc == 0)
-        rc = map_one(&client->stat_region, fd[LL_FD_STAT], o->stat_bytes, false);
+        rc = map_one(&client->stat_region, fd[LL_FD_STAT], o->stat_bytes, READS);
     if (rc == 0 && fd[LL_FD_TOK] != NULL)
-        rc = map_one(&client->tok_region, fd[LL_FD_TOK], o->tok_bytes, false);
+        rc = map_one(&client->tok_region, fd[LL_FD_TOK], o->tok_bytes, CONSTANT);
     if (rc == 0 && fd[LL_FD_BELL] != NULL)
-        rc = map_one(&client->bell_region, fd[LL_FD_BELL], o->bell_bytes, true);
+        rc = map_one(&client->bell_region, fd[LL_FD_BELL], o->bell_bytes, WRITES);
     if (rc == 0)
         rc = take_eventfd(&client->kick_fd, fd[LL_FD_KICK]);
     if (rc == 0)

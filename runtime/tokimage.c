@@ -164,7 +164,7 @@ static int copy_image(const struct ll_tokimage *job, int numa_node, struct ll_re
         ll_err_prefix(rc, "the tokenizer image that was built is not sound");
         goto free_region;
     }
-    rc = ll_region_seal_written(&region);
+    rc = ll_region_seal_const(&region); /* a client checks it once */
     if (rc < 0)
         goto free_region;
     *out = region;

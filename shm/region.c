@@ -35,6 +35,7 @@
 #define SEALS_SIZE       (F_SEAL_SHRINK | F_SEAL_GROW)
 #define SEALS_SIZE_FINAL (SEALS_SIZE | F_SEAL_SEAL)
 #define SEALS_WRITTEN    (SEALS_SIZE | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
+#define SEALS_CONST      (SEALS_SIZE | F_SEAL_WRITE | F_SEAL_SEAL)
 
 /* The system call itself, so that libllclient need not link libnuma. The node is where pages come
  * from when there are any; a refusal (container, no such node) costs speed only. */
@@ -56,10 +57,9 @@ static void bind_node(void *base, size_t size_bytes, int numa_node)
 }
 
 /* Prompts live here: not into a core dump, and not into a child that outlives the attachment. */
-static void *map_shared(int fd, size_t size_bytes, bool is_writable)
+static void *map_as(int fd, size_t size_bytes, int protection, int flags)
 {
-    int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *base = mmap(NULL, size_bytes, protection, MAP_SHARED, fd, 0);
+    void *base = mmap(NULL, size_bytes, protection, flags, fd, 0);
 
     if (base == MAP_FAILED)
         return NULL;
@@ -71,6 +71,18 @@ static void *map_shared(int fd, size_t size_bytes, bool is_writable)
         return NULL;
     }
     return base;
+}
+
+static void *map_shared(int fd, size_t size_bytes, bool is_writable)
+{
+    return map_as(fd, size_bytes, is_writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED);
+}
+
+/* Private and read-only: the same pages. Before Linux 6.7 a shared mapping of what is sealed with
+ * WRITE is refused even for reading. */
+static void *map_const(int fd, size_t size_bytes)
+{
+    return map_as(fd, size_bytes, PROT_READ, MAP_PRIVATE);
 }
 
 int ll_region_create(struct ll_region *out, const char *name, size_t size_bytes, int numa_node)
@@ -131,6 +143,18 @@ int ll_region_seal_written(const struct ll_region *region)
     return seal(region, SEALS_WRITTEN);
 }
 
+int ll_region_seal_const(struct ll_region *region)
+{
+    if (munmap(region->base, region->size_bytes) != 0)
+        return LL_ERRNO("unmapping a region that is to be constant");
+    region->base = NULL;
+    int rc = seal(region, SEALS_CONST);
+    if (rc < 0)
+        return rc;
+    region->base = map_const(region->fd, region->size_bytes);
+    return region->base != NULL ? 0 : LL_ERRNO("mmap of a constant region");
+}
+
 int ll_region_populate(const struct ll_region *region, bool *locked)
 {
     int rc = madvise(region->base, region->size_bytes, MADV_POPULATE_WRITE);
@@ -143,24 +167,43 @@ int ll_region_populate(const struct ll_region *region, bool *locked)
     return 0;
 }
 
-int ll_region_map(struct ll_region *out, int fd, size_t size_bytes, bool is_writable)
+/* Is fd memory of this size with these seals? */
+static int check_memory(int fd, size_t size_bytes, int wanted, const char *what)
 {
     struct stat st;
     int seals = fcntl(fd, F_GET_SEALS);
 
     if (seals < 0 || fstat(fd, &st) != 0)
         return LL_ERR(LL_E_PROTOCOL, "the runtime sent a descriptor that is no sealed memory");
-    if ((seals & SEALS_SIZE) != SEALS_SIZE)
-        return LL_ERR(LL_E_PROTOCOL, "the runtime sent memory that can shrink (seals %#x)",
+    if ((seals & wanted) != wanted)
+        return LL_ERR(LL_E_PROTOCOL, "the runtime sent memory that can %s (seals %#x)", what,
                       (unsigned)seals);
     if (size_bytes == 0 || size_bytes % PAGE_BYTES != 0 || (uint64_t)st.st_size != size_bytes)
         return LL_ERR(LL_E_PROTOCOL, "the runtime sent %lld bytes of memory, promised %zu",
                       (long long)st.st_size, size_bytes);
-    void *base = map_shared(fd, size_bytes, is_writable);
+    return 0;
+}
+
+static int keep_mapping(struct ll_region *out, void *base, int fd, size_t size_bytes)
+{
     if (base == NULL)
         return LL_ERRNO("mmap of %zu bytes from the runtime", size_bytes);
     *out = (struct ll_region){.base = base, .size_bytes = size_bytes, .fd = fd};
     return 0;
+}
+
+int ll_region_map(struct ll_region *out, int fd, size_t size_bytes, bool is_writable)
+{
+    int rc = check_memory(fd, size_bytes, SEALS_SIZE, "shrink");
+
+    return rc < 0 ? rc : keep_mapping(out, map_shared(fd, size_bytes, is_writable), fd, size_bytes);
+}
+
+int ll_region_map_const(struct ll_region *out, int fd, size_t size_bytes)
+{
+    int rc = check_memory(fd, size_bytes, SEALS_SIZE | F_SEAL_WRITE, "change");
+
+    return rc < 0 ? rc : keep_mapping(out, map_const(fd, size_bytes), fd, size_bytes);
 }
 
 void ll_region_close_fd(struct ll_region *region)

@@ -6,7 +6,9 @@
  * is law:
  *   client-written (REQ):   make, seal SHRINK|GROW, send, peer maps, seal FUTURE_WRITE|SEAL,
  *                           verify, only then populate and mlock
- *   runtime-written (INFO, RSP, STAT, TOK): make, map, seal all with FUTURE_WRITE, send
+ *   runtime-written (INFO, RSP, STAT): make, map, seal all with FUTURE_WRITE, send
+ *   constant (TOK): make, map, fill, unmap, seal all with WRITE, send. FUTURE_WRITE lets the writer
+ * go on through the mapping it has; only WRITE makes what a client has checked once stay so
  *   many-written (BELL):    make, map, seal SHRINK|GROW|SEAL, send */
 #ifndef SHM_REGION_H
 #define SHM_REGION_H
@@ -27,9 +29,13 @@ int ll_region_create(struct ll_region *out, const char *name, size_t size_bytes,
 
 /* Seals of the three kinds above. Each verifies with F_GET_SEALS; -EPERM where the peer was
  * quicker. */
-int ll_region_seal_size(const struct ll_region *region);         /* SHRINK | GROW */
-int ll_region_seal_size_final(const struct ll_region *region);   /* SHRINK | GROW | SEAL */
-int ll_region_seal_written(const struct ll_region *region);      /* + FUTURE_WRITE | SEAL */
+int ll_region_seal_size(const struct ll_region *region);       /* SHRINK | GROW */
+int ll_region_seal_size_final(const struct ll_region *region); /* SHRINK | GROW | SEAL */
+int ll_region_seal_written(const struct ll_region *region);    /* + FUTURE_WRITE | SEAL */
+
+/* Nobody writes this region again, its maker included: the writable mapping becomes a read-only
+ * one, at another address. Sealed SHRINK | GROW | WRITE | SEAL. */
+int ll_region_seal_const(struct ll_region *region);
 
 /* Touches every page (an error, never SIGBUS) and locks them as far as RLIMIT_MEMLOCK allows;
  * *locked says whether it did. */
@@ -38,6 +44,9 @@ int ll_region_populate(const struct ll_region *region, bool *locked);
 /* Client side: maps a received descriptor after checking its size and that it can neither shrink
  * nor grow. Not inherited over fork. LL_E_PROTOCOL when the runtime sent something else. */
 int ll_region_map(struct ll_region *out, int fd, size_t size_bytes, bool is_writable);
+
+/* The same, of a constant region: LL_E_PROTOCOL too when anybody could still write it. */
+int ll_region_map_const(struct ll_region *out, int fd, size_t size_bytes);
 
 void ll_region_close_fd(struct ll_region *region);
 /* Unmaps and closes; an all-zero region with fd -1 is accepted. */

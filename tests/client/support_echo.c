@@ -422,7 +422,7 @@ void echo_start(struct echo *echo)
     strcpy(echo->tok.base, "tokenizer image");
     MUST(ll_region_seal_written(&echo->info) == 0);
     MUST(ll_region_seal_written(&echo->stat) == 0);
-    MUST(ll_region_seal_written(&echo->tok) == 0);
+    MUST(ll_region_seal_const(&echo->tok) == 0);
     memset(&echo->to_step, 0, sizeof(echo->to_step));
     memset(&echo->to_control, 0, sizeof(echo->to_control));
     memset(echo->client, 0, sizeof(echo->client));

@@ -235,6 +235,12 @@ static void every_field_of_an_offer_is_checked(void **state)
         else
             BAD(LL_E_PROTOCOL, false_fds[i] = loose);
     }
+    /* A tokenizer image that the runtime can still change after it was checked. */
+    struct ll_region written;
+    assert_int_equal(ll_region_create(&written, "written", good.tok_bytes, -1), 0);
+    assert_int_equal(ll_region_seal_written(&written), 0);
+    BAD(LL_E_PROTOCOL, false_fds[LL_FD_TOK] = written.fd);
+    ll_region_free(&written);
     close(blocking);
     close(loose);
     for (int i = 0; i < n_fds; i++)

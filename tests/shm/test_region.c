@@ -346,9 +346,33 @@ static void descriptors_nobody_asked_for_do_not_stay(void **state)
     close(pair[1]);
 }
 
+static void a_constant_region_can_be_written_by_nobody(void **state)
+{
+    (void)state;
+    struct ll_region region, view, refused;
+
+    assert_int_equal(ll_region_create(&region, "test", 8192, -1), 0);
+    strcpy(region.base, "constant");
+    assert_int_equal(ll_region_map_const(&refused, region.fd, 8192), LL_E_PROTOCOL);
+    assert_int_equal(ll_region_seal_const(&region), 0);
+    assert_string_equal(region.base, "constant");
+    assert_int_equal(ll_region_map_const(&view, region.fd, 8192), 0);
+    assert_string_equal(view.base, "constant");
+    assert_ptr_not_equal(view.base, region.base);
+    assert_int_equal(ftruncate(region.fd, 0), -1);
+    assert_int_equal(pwrite(region.fd, "x", 1, 0), -1);
+    assert_int_equal(fallocate(region.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096), -1);
+    assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, region.fd, 0),
+                     MAP_FAILED);
+    view.fd = -1; /* the same one */
+    ll_region_free(&view);
+    ll_region_free(&region);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_constant_region_can_be_written_by_nobody),
         cmocka_unit_test(a_region_is_zeroed_rounded_and_never_hugetlb),
         cmocka_unit_test(a_missing_numa_node_is_no_error),
         cmocka_unit_test(a_client_maps_what_was_promised_and_nothing_else),
