@@ -241,8 +241,9 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
         device->table == NULL || device->page_sum == NULL || device->slot == NULL ||
         device->has_row == NULL || !make_batch(&device->batch[0], options) ||
         !make_batch(&device->batch[1], options)) {
+        const uint32_t n_pages = c->n_pages; /* c lies in the device */
         fake_close(device);
-        return fail(error, -ENOMEM, "fake: out of memory for %u pages and %u slots", c->n_pages,
+        return fail(error, -ENOMEM, "fake: out of memory for %u pages and %u slots", n_pages,
                     options->n_slots);
     }
     memset(device->table, 0xff, n_entries * sizeof(*device->table));
