@@ -86,6 +86,10 @@ int ll_test_runtime_start(struct ll_test_runtime *out, const char *const *argume
     argv[argc] = NULL;
 
     out->pid = fork();
+    if (out->pid < 0) {
+        out->pid = 0;
+        return -EAGAIN;
+    }
     if (out->pid == 0) {
         /* A test that fails leaves nothing behind that keeps ctest waiting for its output. */
         prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -95,8 +99,14 @@ int ll_test_runtime_start(struct ll_test_runtime *out, const char *const *argume
     uint64_t deadline_ns = ll_now_ns() + 30 * LL_NS_PER_S;
     while (!is_listening(out->socket)) {
         int status;
-        if (waitpid(out->pid, &status, WNOHANG) == out->pid || ll_now_ns() > deadline_ns) {
+        bool has_ended = waitpid(out->pid, &status, WNOHANG) == out->pid;
+        if (has_ended || ll_now_ns() > deadline_ns) {
             fprintf(stderr, "llringd did not come up\n");
+            if (!has_ended) {
+                kill(out->pid, SIGKILL);
+                waitpid(out->pid, &status, 0);
+            }
+            out->pid = 0; /* the number may soon be somebody else's */
             return -EIO;
         }
         usleep(5000);
@@ -110,6 +120,9 @@ int ll_test_runtime_stop(struct ll_test_runtime *runtime)
     int status = -1;
     bool has_ended = false;
 
+    /* Never started, for a teardown after a failed setup: kill(0) would be for all of us. */
+    if (runtime->pid <= 0)
+        return -1;
     kill(runtime->pid, SIGTERM);
     for (int i = 0; i < 1000 && !has_ended; i++) {
         has_ended = waitpid(runtime->pid, &status, WNOHANG) == runtime->pid;
