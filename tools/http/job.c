@@ -4,6 +4,7 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/err.h"
+#include "tools/http/salt.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -310,6 +311,8 @@ static int submit_part(struct job *job, struct part *part)
     request.n_bias = params->n_bias;
     request.priority = params->priority;
     request.tenant = job->tenant;
+    make_salt(job->loop->server->secret, job->tenant, params->cache_salt,
+              params->cache_salt != NULL ? strlen(params->cache_salt) : 0, request.salt);
     if (params->ignores_eos)
         request.flags |= LL_REQUEST_IGNORE_EOS;
     if (part->prompt_logprob != NULL)
