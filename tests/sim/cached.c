@@ -47,7 +47,7 @@ void sim_note_prompt(struct sim_world *w, const struct sim_client *client,
 bool sim_may_be_cached(const struct sim_world *w, const struct sim_client *client,
                        const struct sim_request *r, uint32_t n_cached)
 {
-    if (n_cached == 0 || w->n_seen >= SIM_SEEN_MAX / 2)
+    if (n_cached == 0 || client->domain->has_hostile || w->n_seen >= SIM_SEEN_MAX / 2)
         return true;
     uint64_t twice = key_of(w, client, r, n_cached) ^ 2;
     return w->seen[place_of(w, twice)] == twice;

@@ -58,7 +58,7 @@ void sim_attach(struct sim_world *w, struct sim_client *client, enum sim_kind ki
         client->read_chance = client->is_hoarder ? 256 : SIM_ONE_OF(w, 0, 1, 3);
     }
     if (kind == SIM_HOSTILE)
-        w->has_lost_some = true;
+        w->has_lost_some = client->domain->has_hostile = true;
     client->a = (struct ll_attachment){
         .id = id,
         .incarnation = incarnation,

@@ -193,7 +193,6 @@ static void submit_garbage(struct sim_world *w, struct sim_client *client, uint3
                sizeof(*slot) - sizeof(slot->state));
         memcpy(client->arena + (size_t)index * client->arena_stride, r->prompt,
                r->sent.n_prompt * sizeof(uint32_t));
-        sim_note_prompt(w, client, r);
     } else {
         scribble(w, slot, sizeof(*slot));
     }

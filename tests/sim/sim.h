@@ -158,6 +158,7 @@ struct sim_client {
 struct sim_domain {
     struct ll_domain d;
     struct ll_bell bell; /* the clients' view */
+    bool has_hostile;    /* has or had one: what it sent nobody knows */
 };
 
 /* ---- the world --------------------------------------------------------------------------------*/
