@@ -17,20 +17,6 @@ static constexpr int TILE = (int)LL_PAGE_TOKENS; /* cached tokens a tile: one pa
 static constexpr int ATTEND_THREADS = 128;
 static constexpr float LOG2E = 1.4426950408889634f;
 
-__device__ static inline uint2 e4m3x8(const float (&f)[8])
-{
-    uint32_t word[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        uint32_t lo = __nv_cvt_float2_to_fp8x2(make_float2(f[4 * h], f[4 * h + 1]), __NV_SATFINITE,
-                                               __NV_E4M3);
-        uint32_t hi = __nv_cvt_float2_to_fp8x2(make_float2(f[4 * h + 2], f[4 * h + 3]),
-                                               __NV_SATFINITE, __NV_E4M3);
-        word[h] = lo | hi << 16;
-    }
-    return make_uint2(word[0], word[1]);
-}
-
 template <bool FP8>
 __device__ static inline unsigned char *kv_row(unsigned char *kv, uint32_t page, uint32_t which,
                                                uint32_t head, uint32_t token, uint32_t n_kv_heads,

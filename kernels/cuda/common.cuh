@@ -36,6 +36,21 @@ __device__ static inline bf16x8 pack(const float (&f)[8])
     return a;
 }
 
+/* Eight values times inverse as e4m3, saturating. */
+__device__ static inline uint2 e4m3x8(const float (&f)[8], float inverse = 1.0f)
+{
+    uint32_t word[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        uint32_t lo = __nv_cvt_float2_to_fp8x2(
+            make_float2(f[4 * h] * inverse, f[4 * h + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
+        uint32_t hi = __nv_cvt_float2_to_fp8x2(
+            make_float2(f[4 * h + 2] * inverse, f[4 * h + 3] * inverse), __NV_SATFINITE, __NV_E4M3);
+        word[h] = lo | hi << 16;
+    }
+    return make_uint2(word[0], word[1]);
+}
+
 __device__ static inline float warp_sum(float x)
 {
 #pragma unroll

@@ -83,21 +83,7 @@ __global__ void __launch_bounds__(THREADS)
     for (int k = 0; k < VECS; k++) {
         const uint32_t i = threadIdx.x + k * THREADS;
         if (i < n_vecs) {
-            uint2 q;
-            uint32_t word[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                uint32_t lo = __nv_cvt_float2_to_fp8x2(
-                    make_float2(v[k][4 * h] * inverse, v[k][4 * h + 1] * inverse), __NV_SATFINITE,
-                    __NV_E4M3);
-                uint32_t hi = __nv_cvt_float2_to_fp8x2(
-                    make_float2(v[k][4 * h + 2] * inverse, v[k][4 * h + 3] * inverse),
-                    __NV_SATFINITE, __NV_E4M3);
-                word[h] = lo | hi << 16;
-            }
-            q.x = word[0];
-            q.y = word[1];
-            ((uint2 *)out)[(size_t)blockIdx.x * n_vecs + i] = q;
+            ((uint2 *)out)[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(v[k], inverse);
         }
     }
 }

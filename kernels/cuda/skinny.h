@@ -17,7 +17,7 @@ extern "C" {
 struct ll_skinny_args {
     void *y;              /* [T, N] bf16, or fp32 when is_f32 */
     const void *x;        /* [T, K] bf16; is_gated: [T, 2K] gate then up */
-    const void *w;        /* [N, K] bf16 or e4m3 */
+    const void *w;        /* [N, K] e4m3; bf16 with is_f32 (the head) */
     const float *w_scale; /* [N], e4m3 only */
     float *partial;       /* ll_cuda_skinny_partial_bytes() */
     uint32_t *arrived;    /* [ceil(N / 64)], zero between calls */

@@ -10,20 +10,6 @@
 
 static constexpr int THREADS = 256;
 
-__device__ static inline uint2 to_e4m3(const float (&f)[8], float inverse)
-{
-    uint32_t word[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        uint32_t lo = __nv_cvt_float2_to_fp8x2(
-            make_float2(f[4 * h] * inverse, f[4 * h + 1] * inverse), __NV_SATFINITE, __NV_E4M3);
-        uint32_t hi = __nv_cvt_float2_to_fp8x2(
-            make_float2(f[4 * h + 2] * inverse, f[4 * h + 3] * inverse), __NV_SATFINITE, __NV_E4M3);
-        word[h] = lo | hi << 16;
-    }
-    return make_uint2(word[0], word[1]);
-}
-
 /* One value row: silu(gate) * up, or a plain bf16 row. */
 template <bool GATED>
 __device__ static inline void load_row(const bf16x8 *row, uint32_t i, uint32_t n_vecs,
@@ -63,7 +49,7 @@ __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = threadIdx.x; i < n_vecs; i += THREADS) {
         float y[8];
         load_row<GATED>(row, i, n_vecs, y);
-        out[(size_t)blockIdx.x * n_vecs + i] = to_e4m3(y, inverse);
+        out[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(y, inverse);
     }
 }
 
