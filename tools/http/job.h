@@ -69,6 +69,7 @@ struct job {
     struct conn *conn; /* NULL: the client left, or has its answer */
     struct link *link;
     enum api api;
+    const struct reply_words *words; /* of that API */
     json_t *root;
     char *tools_json;
     size_t n_tools_json;
@@ -91,14 +92,19 @@ struct job *job_new(json_t *root, enum api api, struct link *link, uint32_t tena
                     struct api_error *error);
 /* Takes the connection's answer over and submits what finds room; answers itself when it fails. */
 void job_start(struct job *job, struct loop *loop, struct conn *conn);
-/* A job that nobody waits for any more, before it was started. */
-void job_drop(struct job *job);
+/* Of a job that was not started. */
+void job_free(struct job *job);
 /* A connection that goes: its job is cancelled. */
 void job_abandon(struct job *job);
 /* Hands what was written to the connection, holds or releases its requests by what is unsent. */
 void job_flush(struct job *job);
 /* One output of the runtime. */
 void job_output(const struct ll_output *output);
+/* Ends the job with an error: as its own reply, or in the stream when that has begun. */
+void job_fail(struct job *job, int status, const char *message, const char *param,
+              uint32_t retry_ms);
+/* J2: at the end of whatever may have ended a job. */
+void job_free_when_over(struct job *job);
 /* Submits more of the jobs that wait for slots. */
 void jobs_resume(struct loop *loop);
 /* Every job of a link that is lost has had its errors; this ends those never submitted. */

@@ -5,6 +5,35 @@
 #include "base/bits.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <sys/random.h>
+
+void make_id(char *out, size_t n, const char *prefix)
+{
+    unsigned char bytes[16];
+    int at = snprintf(out, n, "%s", prefix);
+
+    if (getrandom(bytes, sizeof(bytes), 0) != (ssize_t)sizeof(bytes))
+        memset(bytes, 0, sizeof(bytes)); /* cannot fail for so few bytes once the system is up */
+    for (size_t i = 0; i < sizeof(bytes) && (size_t)at + 3 <= n; i++)
+        at += snprintf(out + at, n - (size_t)at, "%02x", bytes[i]);
+}
+
+uint64_t count_characters(const char *text, size_t n)
+{
+    uint64_t count = 0;
+
+    for (size_t i = 0; i < n; i++)
+        count += ((unsigned char)text[i] & 0xc0) != 0x80;
+    return count;
+}
+
+const char *finish_of(const struct choice *choice)
+{
+    if (choice->n_calls > 0 && strcmp(choice->finish, "stop") == 0)
+        return "tool_calls";
+    return choice->finish;
+}
 
 static const char *error_type(int status)
 {

@@ -209,7 +209,7 @@ void route_work_done(struct conn *conn, struct work *work)
     if (conn != NULL && conn->state == CONN_AWAY && !conn->is_dead)
         finish_work(conn, work);
     else if (work->job != NULL)
-        job_drop(work->job);
+        job_free(work->job);
     work_free(work);
 }
 
