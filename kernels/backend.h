@@ -9,7 +9,7 @@
  *   B2  a device slot is a cache of host truth: an init rebuilds it at any time (penalty counts
  *       from hist, the random stream from the position), so preemption needs no read-back
  *   B3  a page in a copy belongs to the copy from the end of the last batch submitted before it
- *       until its ticket is done
+ *       until its ticket is done; rows may still read one that is copied to the host
  *   B4  a LATE_MASK row's sampler waits for its mask; the forward pass does not
  *   B5  feed slices for ranks, merges, interleaves, converts, quantises; staging is reusable when
  *       its ticket is done; seal tunes, captures, warms

@@ -53,9 +53,11 @@ struct ll_config {
 
     /* load */
     uint32_t max_num_seqs, max_num_batched_tokens; /* 0: by device */
+    float max_itl_ms; /* 0: no limit */
     uint32_t max_waiting;
     uint64_t max_waiting_tokens; /* 0: no limit */
     bool has_prefix_caching;
+    uint64_t swap_space_bytes; /* host memory for pages of preempted requests; 0: none */
     uint32_t max_logprobs;
     uint32_t stall_timeout_s, step_timeout_s, drain_timeout_s;
     uint64_t spin_us; /* UINT64_MAX: for ever */

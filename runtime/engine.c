@@ -76,6 +76,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     struct ll_engine_options *o = &engine->options;
     if (o->spin_ns == 0)
         o->spin_ns = 200 * LL_NS_PER_US;
+    if (o->limits.copy_ns == 0 && o->caps.n_pages > 0) /* 10 GB/s, until copies were seen */
+        o->limits.copy_ns = o->caps.kv_bytes / o->caps.n_pages / 10;
     if (o->step_timeout_ns == 0)
         o->step_timeout_ns = 5 * LL_NS_PER_S;
     if (o->gate.n_pages_total == 0)
@@ -86,7 +88,7 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     rc = ll_seq_pool_init(&engine->pool, o->n_sequences, o->limits.context_max);
     if (rc < 0)
         goto fail;
-    rc = ll_kv_init(&engine->kv, o->caps.n_pages, o->seed);
+    rc = ll_kv_init(&engine->kv, o->caps.n_pages, o->caps.n_host_pages, o->seed);
     if (rc < 0)
         goto fail;
     ll_outlet_init(&engine->outlet, &engine->pool, engine->stats, o->to_control);
@@ -109,7 +111,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     for (uint32_t i = 0; i < LL_ENGINE_DEPTH_MAX; i++) {
         struct ll_plan *plan = &engine->step[i].plan;
         plan->row = calloc(o->limits.n_rows_max, sizeof(*plan->row));
-        if (plan->row == NULL || engine->yields == NULL) {
+        plan->copy = calloc(LL_PLAN_COPIES_MAX, sizeof(*plan->copy));
+        if (plan->row == NULL || plan->copy == NULL || engine->yields == NULL) {
             rc = LL_ERR(-ENOMEM, "out of memory for plans of %u rows", o->limits.n_rows_max);
             goto fail;
         }
@@ -123,6 +126,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
         goto fail;
     ll_stat_set(&engine->stats->pages_total, engine->kv.n_pages);
     ll_stat_set(&engine->stats->pages_free, engine->kv.n_free);
+    ll_stat_set(&engine->stats->host_pages_total, engine->kv.n_host_pages);
+    ll_stat_set(&engine->stats->host_pages_free, engine->kv.n_host_free);
     ll_stat_set(&engine->stats->sequences_total, engine->pool.n);
     ll_stat_set(&engine->stats->sequences_free, engine->pool.n);
     return 0;
@@ -137,7 +142,7 @@ void ll_engine_close(struct ll_engine *engine)
     if (engine->epoll_fd >= 0)
         close(engine->epoll_fd);
     for (uint32_t i = 0; i < LL_ENGINE_DEPTH_MAX; i++)
-        free(engine->step[i].plan.row);
+        free(engine->step[i].plan.row), free(engine->step[i].plan.copy);
     free(engine->yields);
     ll_batch_maker_free(&engine->maker);
     ll_scheduler_free(&engine->scheduler);
@@ -266,13 +271,6 @@ static void move_mean(uint64_t *mean, uint64_t value)
     *mean += (uint64_t)(((int64_t)value - (int64_t)*mean) / 8);
 }
 
-static uint64_t *predicted(struct ll_engine *engine, const struct ll_plan *plan)
-{
-    uint64_t bucket = ll_min_u64(ll_log2_floor(plan->n_tokens), LL_COUNT(engine->predicted_ns) - 1);
-
-    return &engine->predicted_ns[bucket];
-}
-
 /* ---- the seven calls --------------------------------------------------------------------------*/
 
 /* G4. */
@@ -312,7 +310,67 @@ static bool may_plan(struct ll_engine *engine, uint64_t now_ns)
         return true;
     const struct ll_engine_step *running = &engine->step[engine->n_polled % LL_ENGINE_DEPTH_MAX];
     uint64_t lead_ns = LEAD_NS + 2 * engine->host_mean_ns + 2 * engine->poll_mean_ns;
-    return now_ns + lead_ns >= running->start_ns + *predicted(engine, &running->plan);
+    return now_ns + lead_ns >=
+           running->start_ns + ll_cost_soonest(&engine->scheduler.cost, &running->plan.work);
+}
+
+/* Begins page copies, oldest first; those the backend has no room for wait. Negative: failed. */
+static int begin_copies(struct ll_engine *engine)
+{
+    const struct ll_engine_options *o = &engine->options;
+    struct ll_text error = {""};
+
+    for (uint64_t i = engine->n_copied; i < engine->n_copies; i++) {
+        struct ll_engine_copy *c = &engine->copy[i % LL_PLAN_COPY_BATCHES];
+        if (c->ticket != 0)
+            continue;
+        int64_t ticket = o->backend->copy(o->device, c->copy, c->n, &error);
+        if (ticket == LL_E_AGAIN)
+            return 0;
+        if (ticket < 0)
+            return fail(engine, "page copy", (int)ticket, error.s);
+        c->ticket = ticket;
+        c->after = engine->n_submitted;
+    }
+    return 0;
+}
+
+static int take_copies(struct ll_engine *engine, const struct ll_plan *plan)
+{
+    struct ll_engine_copy *c = &engine->copy[engine->n_copies % LL_PLAN_COPY_BATCHES];
+
+    if (plan->n_copies == 0)
+        return 0;
+    LL_ASSERT(engine->n_copies - engine->n_copied < LL_PLAN_COPY_BATCHES);
+    *c = (struct ll_engine_copy){.n = plan->n_copies, .batch = plan->copy_batch};
+    memcpy(c->copy, plan->copy, plan->n_copies * sizeof(c->copy[0]));
+    engine->n_copies++;
+    return begin_copies(engine);
+}
+
+/* Looks at the oldest copies; 1: some are done. Negative: failed. */
+static int poll_copies(struct ll_engine *engine, uint64_t now_ns)
+{
+    const struct ll_engine_options *o = &engine->options;
+    struct ll_engine_copy *c = &engine->copy[engine->n_copied % LL_PLAN_COPY_BATCHES];
+    struct ll_text error = {""};
+
+    int rc = begin_copies(engine);
+    if (rc < 0 || c->ticket == 0)
+        return rc;
+    if (c->start_ns == 0 && engine->n_polled >= c->after)
+        c->start_ns = now_ns;
+    rc = o->backend->copied(o->device, c->ticket, &error);
+    if (rc < 0)
+        return fail(engine, "page copy", rc, error.s);
+    if (rc == 0)
+        return 0;
+    if (c->start_ns != 0) /* else it is known too late how long it took */
+        ll_cost_learn_copy(&engine->scheduler.cost, c->n, clock_ns(engine) - c->start_ns);
+    ll_scheduler_copied(&engine->scheduler, c->batch);
+    engine->n_copied++;
+    engine->is_dirty = true;
+    return 1;
 }
 
 /* scheduler_plan, batch_build, submit. Rows submitted, or a negative code. */
@@ -330,8 +388,9 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
         engine->next_plan_ns = now_ns + REPLAN_NS;
     ll_stat_set(&engine->stats->pages_free, ll_kv_available(&engine->kv));
     ll_stat_set(&engine->stats->pages_cached, engine->kv.n_idle);
+    ll_stat_set(&engine->stats->host_pages_free, engine->kv.n_host_free);
     if (step->plan.n_rows == 0)
-        return 0;
+        return take_copies(engine, &step->plan);
 
     ll_batch_build(&engine->maker, &step->plan, &engine->pool, 0, &batch);
     step->ticket = engine->options.backend->submit(engine->options.device, &batch, &error);
@@ -343,7 +402,8 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
     engine->is_dirty = true; /* the step after it may be planned */
     ll_hist_add(&engine->stats->batch_rows, step->plan.n_rows);
     ll_hist_add(&engine->stats->batch_tokens, step->plan.n_tokens);
-    return (int)step->plan.n_rows;
+    int rc = take_copies(engine, &step->plan);
+    return rc < 0 ? rc : (int)step->plan.n_rows;
 }
 
 /* poll, scheduler_apply; the number of yields, 0: not yet, or a negative code. *now_ns moves to
@@ -374,12 +434,7 @@ static int poll_and_apply(struct ll_engine *engine, uint64_t *now_ns)
         return 0;
     }
     uint64_t step_ns = done_ns - step->start_ns;
-    uint64_t *expected = predicted(engine, &step->plan);
-    /* Down at once, up slowly: to plan too early costs an arrival some time, too late all. */
-    if (*expected == 0 || step_ns < *expected)
-        *expected = step_ns;
-    else
-        move_mean(expected, step_ns);
+    ll_cost_learn(&engine->scheduler.cost, &step->plan.work, step_ns);
     ll_hist_add(&engine->stats->step_ns, step_ns);
     ll_stat_add(&engine->stats->steps, 1);
     engine->n_polled++;
@@ -428,6 +483,12 @@ int ll_engine_turn(struct ll_engine *engine)
     uint32_t work = look_after(engine, now_ns);
 
     uint32_t n_seen = ll_intake_poll(&engine->intake, now_ns);
+    if (engine->n_copied < engine->n_copies) {
+        int rc = poll_copies(engine, now_ns);
+        if (rc < 0)
+            return rc;
+        n_seen += (uint32_t)rc;
+    }
     uint32_t n_prepared = ll_scheduler_prepare(&engine->scheduler, now_ns);
     if (n_seen > 0 || n_prepared > 0)
         engine->is_dirty = true;
@@ -499,7 +560,7 @@ int ll_engine_run(struct ll_engine *engine)
         int work = ll_engine_turn(engine);
         if (work < 0)
             return work;
-        if (work > 0 || n_in_flight(engine) > 0) {
+        if (work > 0 || n_in_flight(engine) > 0 || engine->n_copied < engine->n_copies) {
             idle_ns = 0;
             if (work > 0 || engine->options.caps.poll_works)
                 continue;

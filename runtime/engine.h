@@ -56,6 +56,16 @@ struct ll_engine_options {
     void *clock_context;
 };
 
+/* Page copies under way (scheduler_swap.c). */
+struct ll_engine_copy {
+    struct ll_copy copy[LL_PLAN_COPIES_MAX];
+    uint32_t n;
+    uint64_t batch;
+    int64_t ticket;    /* 0: the backend could not take it yet */
+    uint64_t after;    /* steps submitted before it: it cannot begin before these are done */
+    uint64_t start_ns; /* 0: not yet */
+};
+
 /* A step on the device. */
 struct ll_engine_step {
     struct ll_plan plan;
@@ -78,6 +88,8 @@ struct ll_engine {
     struct ll_engine_step step[LL_ENGINE_DEPTH_MAX]; /* ring; the oldest is step[n_polled % 2] */
     uint64_t n_submitted, n_polled;
     uint32_t depth;
+    struct ll_engine_copy copy[LL_PLAN_COPY_BATCHES]; /* ring; the oldest is n_copied % BATCHES */
+    uint64_t n_copies, n_copied;
     struct ll_yield *yields; /* [n_rows_max] */
 
     struct ll_engine_leaving {
@@ -87,9 +99,8 @@ struct ll_engine {
     uint32_t n_leaving;
 
     /* when to plan */
-    bool is_dirty;             /* something changed since the last plan */
-    uint64_t next_plan_ns;     /* plan again then, dirty or not: credits, deadlines */
-    uint64_t predicted_ns[16]; /* length of a step by log2 of its tokens; 0: not known */
+    bool is_dirty;         /* something changed since the last plan */
+    uint64_t next_plan_ns; /* plan again then, dirty or not: credits, deadlines */
     uint64_t host_mean_ns, poll_mean_ns;
     uint64_t host_ns;   /* host work since the last step was applied */
     uint64_t looked_ns; /* when poll last said "not yet" */

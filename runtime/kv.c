@@ -8,18 +8,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint64_t seed)
+int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint32_t n_host_pages, uint64_t seed)
 {
     *kv = (struct ll_kv){
-        .n_pages = n_pages, .n_free = n_pages, .idle_first = LL_NONE, .idle_last = LL_NONE};
+        .n_pages = n_pages,
+        .n_free = n_pages,
+        .idle_first = LL_NONE,
+        .idle_last = LL_NONE,
+        .n_host_pages = n_host_pages,
+        .n_host_free = n_host_pages,
+        .host_free_first = n_host_pages > 0 ? 0 : LL_NONE,
+    };
     if (n_pages == 0 || n_pages > 1u << 28)
         return LL_ERR(-EINVAL, "a KV pool of %u pages; 1 to %u are possible", n_pages, 1u << 28);
     kv->free_page = malloc(n_pages * sizeof(*kv->free_page));
     kv->page = malloc(n_pages * sizeof(*kv->page));
     kv->seen = malloc(n_pages * sizeof(*kv->seen));
-    if (kv->free_page == NULL || kv->page == NULL || kv->seen == NULL) {
+    kv->host_next = malloc((n_host_pages + 1ull) * sizeof(*kv->host_next));
+    kv->host_owner = malloc((n_host_pages + 1ull) * sizeof(*kv->host_owner));
+    if (kv->free_page == NULL || kv->page == NULL || kv->seen == NULL || kv->host_next == NULL ||
+        kv->host_owner == NULL) {
         ll_kv_free(kv);
-        return LL_ERR(-ENOMEM, "out of memory for the owners of %u KV pages", n_pages);
+        return LL_ERR(-ENOMEM, "out of memory for the owners of %u KV pages and %u of the host",
+                      n_pages, n_host_pages);
+    }
+    for (uint32_t i = 0; i < n_host_pages; i++) {
+        kv->host_next[i] = i + 1 < n_host_pages ? i + 1 : LL_NONE;
+        kv->host_owner[i] = LL_NONE;
     }
     for (uint32_t i = 0; i < n_pages; i++) {
         kv->free_page[i] = n_pages - 1 - i; /* page 0 is on top */
@@ -36,6 +51,8 @@ void ll_kv_free(struct ll_kv *kv)
     ll_prefix_free(&kv->index);
     free(kv->free_page);
     free(kv->page);
+    free(kv->host_next);
+    free(kv->host_owner);
     free(kv->seen);
     *kv = (struct ll_kv){0};
 }
@@ -187,7 +204,62 @@ bool ll_kv_may_write(const struct ll_kv *kv, const struct ll_seq *seq, uint32_t 
     return true;
 }
 
+/* ---- host pages -------------------------------------------------------------------------------*/
+
+bool ll_kv_host_take(struct ll_kv *kv, struct ll_seq *seq, uint32_t n)
+{
+    uint32_t last = LL_NONE, at = kv->host_free_first;
+
+    LL_ASSERT(seq->n_host == 0);
+    if (n == 0 || n > kv->n_host_free)
+        return false;
+    seq->host_first = at;
+    for (uint32_t i = 0; i < n; i++) {
+        LL_ASSERT(kv->host_owner[at] == LL_NONE); /* K5 */
+        kv->host_owner[at] = seq->index;
+        last = at;
+        at = kv->host_next[at];
+    }
+    kv->host_next[last] = LL_NONE;
+    kv->host_free_first = at;
+    kv->n_host_free -= n;
+    seq->n_host = n;
+    return true;
+}
+
+void ll_kv_host_drop(struct ll_kv *kv, struct ll_seq *seq, uint32_t n)
+{
+    LL_ASSERT(n <= seq->n_host);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t page = seq->host_first;
+        LL_ASSERT(page < kv->n_host_pages && kv->host_owner[page] == seq->index); /* K5 */
+        seq->host_first = kv->host_next[page];
+        kv->host_owner[page] = LL_NONE;
+        kv->host_next[page] = kv->host_free_first;
+        kv->host_free_first = page;
+    }
+    kv->n_host_free += n;
+    seq->n_host -= n;
+}
+
 /* ---- check ------------------------------------------------------------------------------------*/
+
+static void check_host(const struct ll_kv *kv, const struct ll_seq_pool *pool)
+{
+    uint32_t n_free = 0, n_owned = 0;
+
+    for (uint32_t i = kv->host_free_first; i != LL_NONE; i = kv->host_next[i]) {
+        LL_ASSERT(i < kv->n_host_pages && kv->host_owner[i] == LL_NONE);
+        LL_ASSERT(++n_free <= kv->n_host_free);
+    }
+    for (uint32_t i = 0; i < pool->n; i++) {
+        uint32_t page = pool->seq[i].host_first;
+        for (uint32_t k = 0; k < pool->seq[i].n_host; k++, page = kv->host_next[page])
+            LL_ASSERT(page < kv->n_host_pages && kv->host_owner[page] == i); /* K5 */
+        n_owned += pool->seq[i].n_host;
+    }
+    LL_ASSERT(n_free == kv->n_host_free && n_free + n_owned == kv->n_host_pages);
+}
 
 void ll_kv_check(const struct ll_kv *kv, const struct ll_seq_pool *pool)
 {
@@ -226,4 +298,5 @@ void ll_kv_check(const struct ll_kv *kv, const struct ll_seq_pool *pool)
     }
     LL_ASSERT(kv->n_free + kv->n_idle + n_held == kv->n_pages); /* K2 */
     ll_prefix_check(&kv->index);
+    check_host(kv, pool);
 }

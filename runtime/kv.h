@@ -9,7 +9,8 @@
  *   K2  free + idle + held = total, always; a page's refs are the sequences whose list names it
  *   K3  epoch counts up each time a page is taken; a sequence notes it with the page, and a page is
  *       given back only by who holds this very epoch
- *   K4  what is in the index (prefix.h) is held without an owner, or idle */
+ *   K4  what is in the index (prefix.h) is held without an owner, or idle
+ *   K5  a host page is free or one sequence's */
 #ifndef RUNTIME_KV_H
 #define RUNTIME_KV_H
 
@@ -30,10 +31,13 @@ struct ll_kv {
     struct ll_page *page;
     uint32_t idle_first, idle_last; /* first: goes next */
     struct ll_prefix index;
-    uint32_t *seen; /* [n_pages] for ll_kv_check */
+    /* Pages of host memory, for swap: chains through host_next, which sequences or nobody own. */
+    uint32_t n_host_pages, n_host_free, host_free_first;
+    uint32_t *host_next, *host_owner; /* [n_host_pages] */
+    uint32_t *seen;                   /* [n_pages] for ll_kv_check */
 };
 
-int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint64_t seed);
+int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint32_t n_host_pages, uint64_t seed);
 void ll_kv_free(struct ll_kv *kv);
 
 /* Pages for n_tokens tokens. */
@@ -69,7 +73,12 @@ bool ll_kv_may_write(const struct ll_kv *kv, const struct ll_seq *seq, uint32_t 
  * the look-ups. How many. */
 uint32_t ll_kv_evict(struct ll_kv *kv, uint32_t n_wanted, uint32_t n_max);
 
-/* K1..K4 against all sequences; aborts on a fault. */
+/* Host pages for a sequence that has none; false and nothing taken: not enough are free. */
+bool ll_kv_host_take(struct ll_kv *kv, struct ll_seq *seq, uint32_t n);
+/* Gives back the first n of them. */
+void ll_kv_host_drop(struct ll_kv *kv, struct ll_seq *seq, uint32_t n);
+
+/* K1..K5 against all sequences; aborts on a fault. */
 void ll_kv_check(const struct ll_kv *kv, const struct ll_seq_pool *pool);
 
 #endif

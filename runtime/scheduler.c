@@ -25,13 +25,17 @@ int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_
         .matching = LL_NONE,
         .parked = {.first = LL_NONE, .last = LL_NONE},
     };
+    ll_cost_init(&scheduler->cost);
+    scheduler->cost.copy_ns = (double)limits->copy_ns;
+    scheduler->n_chunk_tokens = limits->n_tokens_max;
     if (scheduler->limits.stall_ns == 0)
         scheduler->limits.stall_ns = 30 * LL_NS_PER_S;
     scheduler->free_slot = malloc(limits->n_slots * sizeof(*scheduler->free_slot));
     scheduler->prefill = malloc(limits->n_slots * sizeof(*scheduler->prefill));
+    scheduler->copying = malloc(limits->n_slots * sizeof(*scheduler->copying));
     scheduler->short_of_pages = malloc(limits->n_slots * sizeof(*scheduler->short_of_pages));
     if (scheduler->free_slot == NULL || scheduler->prefill == NULL ||
-        scheduler->short_of_pages == NULL) {
+        scheduler->short_of_pages == NULL || scheduler->copying == NULL) {
         ll_scheduler_free(scheduler);
         return LL_ERR(-ENOMEM, "out of memory for %u device slots", limits->n_slots);
     }
@@ -52,6 +56,7 @@ void ll_scheduler_free(struct ll_scheduler *scheduler)
     free(scheduler->free_slot);
     free(scheduler->prefill);
     free(scheduler->short_of_pages);
+    free(scheduler->copying);
     ll_queue_free(&scheduler->queue);
     ll_heap_free(&scheduler->deadlines);
     *scheduler = (struct ll_scheduler){0};
@@ -82,7 +87,7 @@ static void look_at_ending(struct ll_planning *p)
 
     for (uint32_t i = pool->list[LL_SEQ_ENDING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
-        if (seq->n_in_flight == 0)
+        if (seq->n_in_flight == 0 && !ll_sched_is_copying(seq))
             ll_sched_release(s, seq); /* what the last call's bound has left */
         p->n_coming += seq->n_pages;
     }
@@ -113,7 +118,7 @@ uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
         return work;
     begin(&p);
     n_tokens -= (uint32_t)ll_min_u64(n_tokens, list[LL_SEQ_RUNNING].n - scheduler->n_prefill);
-    ll_sched_admit(&p, n_tokens);
+    ll_sched_admit(&p, (uint32_t)ll_min_u64(n_tokens, scheduler->n_chunk_tokens));
     return work + (list[LL_SEQ_WAITING].n != n_before) + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
 }
 
@@ -122,12 +127,18 @@ void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct l
     struct ll_planning p = {.s = scheduler, .now_ns = now_ns, .out = out};
 
     out->n_rows = out->n_tokens = 0;
+    out->work = (struct ll_work){0};
+    out->n_copies = 0;
+    scheduler->n_reserve -= (scheduler->n_reserve + 63) / 64; /* forgotten within some 100 steps */
     begin(&p);
     ll_sched_run_decode(&p);
-    uint32_t n_decode = out->n_tokens;
+    uint32_t n_decode = out->n_tokens, n_left = scheduler->limits.n_tokens_max - n_decode;
+    if (scheduler->limits.max_itl_ns != 0)
+        scheduler->n_chunk_tokens = ll_sched_chunk_in_time(&p, 0, n_left);
     /* Also where decode has taken all: somebody of a higher priority may push one out. */
-    ll_sched_admit(&p, (uint32_t)ll_max_u64(scheduler->limits.n_tokens_max - n_decode, 1));
+    ll_sched_admit(&p, (uint32_t)ll_max_u64(ll_min_u64(n_left, scheduler->n_chunk_tokens), 1));
     ll_sched_run_prefill(&p);
+    ll_sched_list_copies(&p);
     ll_stat_add(&scheduler->stats->prefill_tokens, out->n_tokens - n_decode);
 }
 
@@ -181,7 +192,7 @@ static void apply_row(struct ll_scheduler *s, const struct ll_plan_row *row,
     yield->n_tokens = yield->n_scored = 0;
     seq->n_in_flight--;
     if (seq->state == LL_SEQ_ENDING) { /* it ended while this row was under way */
-        if (seq->n_in_flight == 0)
+        if (seq->n_in_flight == 0 && !ll_sched_is_copying(seq))
             ll_sched_release(s, seq);
         return;
     }
@@ -200,7 +211,8 @@ static void apply_row(struct ll_scheduler *s, const struct ll_plan_row *row,
     yield->first_scored = row->pos + 1;
     seq->n_scored += row->n_scored;
     take_tokens(s, seq, out, yield);
-    if (seq->is_preempted && seq->state == LL_SEQ_RUNNING && seq->n_in_flight == 0)
+    if (seq->is_preempted && seq->state == LL_SEQ_RUNNING && seq->n_in_flight == 0 &&
+        !ll_sched_is_copying(seq))
         ll_sched_requeue(s, seq);
 }
 
@@ -232,7 +244,7 @@ void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
 void ll_scheduler_check(const struct ll_scheduler *scheduler)
 {
     const struct ll_seq_pool *pool = scheduler->pool;
-    uint32_t n_used = 0, n_prefill = 0, n_preempting = 0, n_parked = 0;
+    uint32_t n_used = 0, n_prefill = 0, n_preempting = 0, n_parked = 0, n_copying = 0;
 
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
@@ -246,6 +258,7 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         n_prefill += seq->is_prefill;
         n_preempting += seq->is_preempted;
         n_parked += seq->is_parked;
+        n_copying += ll_sched_is_copying(seq);
         LL_ASSERT(!seq->is_parked || (seq->state == LL_SEQ_WAITING && seq->line == LL_NONE));
         bool is_open = seq->state == LL_SEQ_RUNNING || seq->state == LL_SEQ_WAITING;
         bool is_new = seq->state == LL_SEQ_WAITING && seq->account == LL_NONE; /* not adopted */
@@ -263,7 +276,8 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         LL_ASSERT(seq->n_tokens < ll_sched_tokens_max(scheduler, seq));
     }
     LL_ASSERT(n_prefill == scheduler->n_prefill && n_preempting == scheduler->n_preempting);
-    LL_ASSERT(n_parked == scheduler->parked.n);
+    LL_ASSERT(n_parked == scheduler->parked.n && n_copying == scheduler->n_copying);
+    LL_ASSERT(scheduler->n_copy_batches - scheduler->n_copy_batches_done <= LL_PLAN_COPY_BATCHES);
     LL_ASSERT(scheduler->matching == LL_NONE ||
               pool->seq[scheduler->matching].state == LL_SEQ_WAITING ||
               pool->seq[scheduler->matching].state == LL_SEQ_ENDING); /* ended by the outlet */

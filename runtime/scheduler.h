@@ -26,6 +26,7 @@
 #ifndef RUNTIME_SCHEDULER_H
 #define RUNTIME_SCHEDULER_H
 
+#include "runtime/cost.h"
 #include "runtime/kv.h"
 #include "runtime/outlet.h"
 #include "runtime/queue.h"
@@ -38,6 +39,9 @@ struct ll_scheduler_limits {
     uint32_t context_max;
     uint64_t stall_ns; /* a reader without credit so long ends as stalled; 30 s */
     bool has_prefix_cache;
+    bool is_deterministic; /* swap wherever host pages are free: never compute twice */
+    uint64_t copy_ns;      /* first guess of what the copy of a page takes; 0: nothing */
+    uint64_t max_itl_ns;   /* a step with decode rows takes no more prompt than fits; 0: no limit */
 };
 
 struct ll_plan_row {
@@ -52,7 +56,16 @@ struct ll_plan_row {
 struct ll_plan {
     struct ll_plan_row *row; /* [n_rows_max] */
     uint32_t n_rows, n_tokens;
+    struct ll_work work;  /* what it costs */
+    struct ll_copy *copy; /* [LL_PLAN_COPIES_MAX] to be begun after the rows were submitted */
+    uint32_t n_copies;
+    uint64_t
+        copy_batch; /* with n_copies > 0: what ll_scheduler_copied() is told once all are done */
 };
+
+/* Page copies a plan: a few microseconds each for the thread that begins them. */
+#define LL_PLAN_COPIES_MAX   16u
+#define LL_PLAN_COPY_BATCHES 8u /* under way at once */
 
 struct ll_scheduler {
     struct ll_scheduler_limits limits;
@@ -62,15 +75,21 @@ struct ll_scheduler {
     struct ll_stats *stats;
     uint32_t *free_slot; /* stack of device slots */
     uint32_t n_free_slots;
+    struct ll_cost cost; /* an input: who runs the steps lets it learn from them */
     struct ll_queue queue;
     struct ll_heap deadlines;  /* of waiting and running sequences, by their number */
     struct ll_seq_list parked; /* WAITING, out of the queue until their readers give credit */
     uint32_t n_preempting;     /* RUNNING with is_preempted */
-    uint32_t *short_of_pages;  /* [n_slots] of this plan */
-    uint32_t *prefill;  /* [n_slots] running ones with more than a token to compute, in order */
+    uint32_t n_reserve; /* pages kept free beside one a running sequence; see has_room_for() */
+    uint32_t *copying;  /* [n_slots] whose pages are copied, in order */
+    uint32_t n_copying;
+    uint64_t n_copy_batches, n_copy_batches_done;
+    uint32_t *short_of_pages; /* [n_slots] of this plan */
+    uint32_t *prefill; /* [n_slots] running ones with more than a token to compute, in order */
     uint32_t n_prefill;
-    uint32_t matching;      /* the one in WAITING that holds cached pages; LL_NONE: none */
-    uint64_t weights_epoch; /* part of the prefix cache's root */
+    uint32_t n_chunk_tokens; /* prompt tokens the last plan with decode rows had time for */
+    uint32_t matching;       /* the one in WAITING that holds cached pages; LL_NONE: none */
+    uint64_t weights_epoch;  /* part of the prefix cache's root */
     uint32_t n_release_left, n_publish_left; /* of this call's bounds */
 };
 
@@ -91,6 +110,9 @@ void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct l
 uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan *plan,
                             const struct ll_result *result, uint64_t now_ns,
                             struct ll_yield *yields);
+
+/* The copies of a plan are done; batches come in order, from 1. */
+void ll_scheduler_copied(struct ll_scheduler *scheduler, uint64_t batch);
 
 /* Ends all that waits or runs as FAILED with code: the grace of a drain is over. */
 void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code);

@@ -203,10 +203,13 @@ static void look_at_parked(struct ll_planning *p)
 static bool has_room_for(const struct ll_planning *p, uint32_t n_pages)
 {
     const struct ll_scheduler *s = p->s;
-    /* A page for each that runs: they will want one before long. */
-    uint32_t n_kept = s->pool->list[LL_SEQ_RUNNING].n;
+    /* A page for each that runs: they will want one before long; more where some had to give way
+     * lately, so that who comes back does not at once go again. */
+    uint64_t n_kept = s->pool->list[LL_SEQ_RUNNING].n;
 
-    return s->n_free_slots > 0 && ll_kv_available(s->kv) >= (uint64_t)n_pages + n_kept;
+    if (n_kept > 0)
+        n_kept += s->n_reserve;
+    return s->n_free_slots > 0 && ll_kv_available(s->kv) >= n_pages + n_kept;
 }
 
 /* Room by preemption: of a reader that sleeps, or of somebody of lower priority. false: there is
@@ -243,6 +246,8 @@ static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
     seq->n_done = seq->pos_lo = seq->pos_hi = n_cached;
     bool has_grown = ll_kv_grow(s->kv, seq, n_tokens);
     LL_ASSERT(has_grown);
+    if (seq->swap == LL_SWAP_HELD)
+        ll_sched_swap_in(s, seq);
     seq->device_slot = s->free_slot[--s->n_free_slots];
     seq->needs_init = true;
     ll_seq_move(s->pool, seq, LL_SEQ_RUNNING);
@@ -258,6 +263,8 @@ static bool admit_first(struct ll_planning *p, struct ll_seq *seq, uint32_t n_to
     if (!match(p, seq))
         return false;
     uint32_t n_left = seq->n_tokens - seq->n_pages * LL_PAGE_TOKENS;
+    if (seq->swap == LL_SWAP_HELD)
+        n_left = (uint32_t)ll_min_u64(n_left, seq->n_tokens - seq->n_swapped);
     if (ll_sched_left_by_others(s, seq, seq->t_run_ns == 0 ? n_left : 0, n_tokens) == 0)
         return false;
     /* All it has to compute, so that two long prompts never starve each other half way. */

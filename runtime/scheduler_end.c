@@ -3,6 +3,7 @@
 #include "runtime/scheduler_impl.h"
 
 #include "base/assert.h"
+#include "base/bits.h"
 #include "base/clock.h"
 #include "ll/client.h"
 
@@ -31,7 +32,7 @@ void ll_sched_release(struct ll_scheduler *s, struct ll_seq *seq)
 {
     uint32_t n_before = seq->n_pages;
 
-    LL_ASSERT(seq->state == LL_SEQ_ENDING && seq->n_in_flight == 0);
+    LL_ASSERT(seq->state == LL_SEQ_ENDING && seq->n_in_flight == 0 && !ll_sched_is_copying(seq));
     give_slot_back(s, seq);
     ll_kv_release_some(s->kv, seq, s->n_release_left);
     s->n_release_left -= n_before - seq->n_pages;
@@ -50,7 +51,8 @@ void ll_sched_end(struct ll_scheduler *s, struct ll_seq *seq, enum ll_end end, i
     seq->end = end;
     seq->end_code = code;
     ll_seq_move(s->pool, seq, LL_SEQ_ENDING);
-    if (seq->n_in_flight == 0)
+    ll_sched_end_copies(s, seq);
+    if (seq->n_in_flight == 0 && !ll_sched_is_copying(seq))
         ll_sched_release(s, seq);
 }
 
@@ -80,10 +82,11 @@ bool ll_sched_end_if_stalled(struct ll_planning *p, struct ll_seq *seq)
 /* ---- preemption -------------------------------------------------------------------------------*/
 
 /* Everything is computed again from the tokens, which are host truth, but for what the prefix
- * cache still has then. */
+ * cache still has then, or what has gone to the host. */
 void ll_sched_requeue(struct ll_scheduler *s, struct ll_seq *seq)
 {
-    LL_ASSERT(seq->n_in_flight == 0);
+    LL_ASSERT(seq->n_in_flight == 0 && !ll_sched_is_copying(seq));
+    LL_ASSERT(seq->swap == LL_SWAP_NONE || seq->n_swapped == seq->n_done);
     ll_sched_leave_prefill(s, seq);
     give_slot_back(s, seq);
     ll_kv_release(s->kv, seq);
@@ -106,14 +109,23 @@ static bool is_slow(const struct ll_seq *seq, uint64_t now_ns)
 
 void ll_sched_preempt(struct ll_planning *p, struct ll_seq *seq)
 {
-    ll_stat_add(&p->s->stats->preemptions, 1);
+    struct ll_scheduler *s = p->s;
+
+    ll_stat_add(&s->stats->preemptions, 1);
+    s->n_reserve =
+        (uint32_t)ll_min_u64(s->n_reserve + s->pool->list[LL_SEQ_RUNNING].n, s->kv->n_pages / 8);
     seq->is_slow = is_slow(seq, p->now_ns);
-    if (seq->n_in_flight == 0) {
-        ll_sched_requeue(p->s, seq);
+    if (!ll_sched_swap_out(p, seq) && seq->n_in_flight == 0) {
+        ll_sched_requeue(s, seq);
     } else {
-        set_preempted(p->s, seq, true);
+        set_preempted(s, seq, true);
         p->n_coming += seq->n_pages;
     }
+}
+
+static bool may_give_way(const struct ll_seq *seq)
+{
+    return !seq->is_preempted && !ll_sched_is_copying(seq);
 }
 
 struct ll_seq *ll_sched_slowest(struct ll_planning *p)
@@ -123,7 +135,7 @@ struct ll_seq *ll_sched_slowest(struct ll_planning *p)
 
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
-        if (!seq->is_preempted && is_slow(seq, p->now_ns) &&
+        if (may_give_way(seq) && is_slow(seq, p->now_ns) &&
             (found == NULL || seq->starved_ns < found->starved_ns))
             found = seq;
     }
@@ -155,7 +167,7 @@ struct ll_seq *ll_sched_victim(struct ll_planning *p, int8_t priority)
         return victim;
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
-        if (!seq->is_preempted && seq->priority >= priority &&
+        if (may_give_way(seq) && seq->priority >= priority &&
             (victim == NULL || yields_before(seq, victim)))
             victim = seq;
     }

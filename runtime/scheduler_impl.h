@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/scheduler_impl.h - what the scheduler's files share: scheduler.c (passes, apply, check),
  * scheduler_row.c (rows and chunks), scheduler_admit.c (who starts, cached prefixes),
- * scheduler_end.c (ends, preemption, pages). */
+ * scheduler_end.c (ends, preemption, pages), scheduler_swap.c (pages to the host and back). */
 #ifndef RUNTIME_SCHEDULER_IMPL_H
 #define RUNTIME_SCHEDULER_IMPL_H
 
@@ -49,6 +49,10 @@ void ll_sched_leave_prefill(struct ll_scheduler *s, struct ll_seq *seq);
 uint32_t ll_sched_left_by_others(const struct ll_scheduler *s, const struct ll_seq *seq,
                                  uint32_t n_more, uint32_t n_tokens);
 
+/* How many of n_max prompt tokens from position pos on this plan has time for: all where nobody
+ * decodes, at least LL_SCHED_CHUNK_MIN else. */
+uint32_t ll_sched_chunk_in_time(const struct ll_planning *p, uint32_t pos, uint32_t n_max);
+
 /* Rows of running sequences that have one token to compute; then chunks of prompts. */
 void ll_sched_run_decode(struct ll_planning *p);
 void ll_sched_run_prefill(struct ll_planning *p);
@@ -67,10 +71,27 @@ void ll_sched_unmatch(struct ll_scheduler *s);
 /* A row was computed: full pages go into the prefix cache. */
 void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq);
 
+/* ---- scheduler_swap.c -------------------------------------------------------------------------*/
+
+/* A sequence that is preempted: its pages go to the host, where that is the better way; false: it
+ * is not. */
+bool ll_sched_swap_out(struct ll_planning *p, struct ll_seq *seq);
+/* A sequence that starts with pages in host memory: those come back that the cache did not have. */
+void ll_sched_swap_in(struct ll_scheduler *s, struct ll_seq *seq);
+/* It ends: host pages are given back, now or when what is under way is done. */
+void ll_sched_end_copies(struct ll_scheduler *s, struct ll_seq *seq);
+/* Lists what is to be copied. */
+void ll_sched_list_copies(struct ll_planning *p);
+/* May its pages not be given back nor its rows planned? */
+static inline bool ll_sched_is_copying(const struct ll_seq *seq)
+{
+    return seq->swap == LL_SWAP_OUT || seq->swap == LL_SWAP_IN;
+}
+
 /* ---- scheduler_end.c --------------------------------------------------------------------------*/
 
-/* P5: nothing is in flight. The slot is given back at once, pages within the call's bound: a
- * sequence in ENDING keeps the rest until the next one. */
+/* P5: nothing is in flight or being copied. The slot is given back at once, pages within the call's
+ * bound: a sequence in ENDING keeps the rest until the next one. */
 void ll_sched_release(struct ll_scheduler *s, struct ll_seq *seq);
 void ll_sched_end(struct ll_scheduler *s, struct ll_seq *seq, enum ll_end end, int32_t code);
 /* Ends a waiting or running sequence that was marked or whose time is over. */

@@ -73,6 +73,7 @@ static void add_row(struct ll_planning *p, struct ll_seq *seq, const struct ll_p
 
     p->out->row[p->out->n_rows++] = *row;
     p->out->n_tokens += row->n_tokens;
+    ll_work_add(&p->out->work, row->pos, row->n_tokens);
     seq->pos_lo = seq->pos_hi = row->pos + row->n_tokens;
     seq->n_in_flight++;
     if (row->flags & LL_ROW_SAMPLE)
@@ -117,7 +118,7 @@ void ll_sched_run_decode(struct ll_planning *p)
          i = next) {
         struct ll_seq *seq = &pool->seq[i];
         next = seq->next;
-        if (seq->is_preempted || seq->is_prefill ||
+        if (seq->is_preempted || seq->is_prefill || ll_sched_is_copying(seq) ||
             seq->pos_hi + 1 > ll_sched_tokens_max(s, seq) - 1)
             continue; /* P6: the last token is on its way */
         if (run_one(p, seq) == SHORT_OF_PAGES)
@@ -224,6 +225,21 @@ static void run_chunk(struct ll_planning *p, struct ll_seq *seq, uint32_t n_max)
     add_row(p, seq, &row);
 }
 
+uint32_t ll_sched_chunk_in_time(const struct ll_planning *p, uint32_t pos, uint32_t n_max)
+{
+    const struct ll_scheduler *s = p->s;
+    const struct ll_work *work = &p->out->work;
+
+    if (s->limits.max_itl_ns == 0 || work->n_decode == 0)
+        return n_max;
+    uint32_t n = ll_cost_fit(&s->cost, work, pos, n_max, s->limits.max_itl_ns);
+    if (n < n_max && n > LL_PAGE_TOKENS)
+        n -= (pos + n) % LL_PAGE_TOKENS; /* whole pages: they can be shared */
+    /* What is over a page's worth has been had by another prompt's chunk. */
+    uint32_t n_least = work->n_prefill < LL_SCHED_CHUNK_MIN ? LL_SCHED_CHUNK_MIN : 0;
+    return (uint32_t)ll_min_u64(ll_max_u64(n, n_least), n_max);
+}
+
 void ll_sched_run_prefill(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
@@ -233,16 +249,19 @@ void ll_sched_run_prefill(struct ll_planning *p)
         return;
     for (uint32_t i = 0; i < s->n_prefill; i++)
         n_wanted += tokens_left(&s->pool->seq[s->prefill[i]]);
-    if (n_wanted > s->limits.n_tokens_max - p->out->n_tokens)
+    if (n_wanted > ll_min_u64(s->limits.n_tokens_max - p->out->n_tokens, s->n_chunk_tokens))
         sort_prefill(s);
     for (uint32_t i = 0; i < s->n_prefill && !is_full(p);) {
         uint32_t index = s->prefill[i];
         struct ll_seq *seq = &s->pool->seq[index];
-        uint64_t n_left = s->limits.n_tokens_max - p->out->n_tokens;
+        uint32_t n_left =
+            ll_sched_chunk_in_time(p, seq->pos_hi, s->limits.n_tokens_max - p->out->n_tokens);
+        if (n_left == 0)
+            return;
         n_wanted -= tokens_left(seq); /* now: by those behind it */
         uint64_t n_max =
-            ll_max_u64(chunk_max(seq, (uint32_t)n_left), n_left > n_wanted ? n_left - n_wanted : 0);
-        if (!seq->is_preempted)
+            ll_max_u64(chunk_max(seq, n_left), n_left > n_wanted ? n_left - n_wanted : 0);
+        if (!seq->is_preempted && !ll_sched_is_copying(seq))
             run_chunk(p, seq, (uint32_t)n_max);
         if (i < s->n_prefill && s->prefill[i] == index)
             i++; /* else it is done, or has ended */

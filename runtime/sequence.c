@@ -223,6 +223,7 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
     LL_ASSERT(seq->n_tokens <= pool->token_capacity);
     LL_ASSERT(seq->n_pages <= pool->page_capacity);
     LL_ASSERT(seq->n_pages_sent <= seq->n_pages);
+    LL_ASSERT((seq->swap == LL_SWAP_NONE) == (seq->n_host == 0));
     LL_ASSERT(seq->n_done <= seq->pos_lo && seq->pos_lo <= seq->pos_hi);
     /* Whoever sets one of these tells the scheduler. */
     if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
@@ -241,6 +242,7 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
         LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0 && seq->pos_hi == 0);
         LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told && !seq->is_preempted);
         LL_ASSERT(seq->n_chained == seq->n_pages || seq->n_pages == 0);
+        LL_ASSERT(seq->swap == LL_SWAP_NONE || seq->swap == LL_SWAP_HELD);
         break;
     case LL_SEQ_RUNNING:
         LL_ASSERT(seq->n_chained <= seq->n_pages);
@@ -249,7 +251,8 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
         LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told);
         /* Run-ahead: each row in flight can have one id that the host does not know yet. */
         LL_ASSERT(seq->pos_hi <= seq->n_tokens + seq->n_in_flight * LL_ROW_TOKENS_MAX);
-        LL_ASSERT(!seq->is_preempted || seq->n_in_flight > 0);
+        LL_ASSERT(!seq->is_preempted || seq->n_in_flight > 0 || seq->swap == LL_SWAP_OUT);
+        LL_ASSERT(seq->swap == LL_SWAP_NONE || seq->swap == LL_SWAP_IN || seq->is_preempted);
         break;
     case LL_SEQ_ENDING:
         LL_ASSERT(seq->end != LL_END_NONE);

@@ -33,6 +33,9 @@ enum ll_seq_state {
     LL_SEQ_ENDING,
 };
 
+/* Where a preempted sequence's pages are (scheduler_swap.c). */
+enum ll_swap { LL_SWAP_NONE = 0, LL_SWAP_OUT, LL_SWAP_HELD, LL_SWAP_IN };
+
 /* How a request ends; the first of them wins. Each is a column of the ledger. */
 enum ll_end {
     LL_END_NONE = 0,
@@ -87,12 +90,19 @@ struct ll_seq {
     uint32_t n_pages_sent; /* page table entries the device has */
     uint32_t device_slot;  /* LL_NONE: none */
     bool needs_init;       /* device slot to be (re)built by the next batch */
-    uint32_t n_in_flight;  /* rows submitted and not polled */
-    uint32_t n_scored;     /* prompt positions whose logprobs were reported */
-    bool is_prefill;       /* on the scheduler's list of those with prompt to compute */
-    bool is_victim;        /* was preempted and has not caught up yet */
-    bool is_preempted;     /* RUNNING, but no more rows: WAITING once n_in_flight is 0 */
-    bool is_slow;          /* with is_preempted: to the end of WAITING, its reader sleeps */
+    enum ll_swap swap;
+    uint32_t n_swapped;          /* tokens whose KV is in host pages */
+    uint32_t n_host, host_first; /* host pages, a chain (kv.h) */
+    uint32_t n_copies, n_issued; /* page copies to be made, listed in plans */
+    uint32_t copy_at;            /* host page of the next one */
+    uint64_t copy_batch;         /* that the last one listed is in */
+    uint32_t n_in_flight;        /* rows submitted and not polled */
+    uint32_t n_scored;           /* prompt positions whose logprobs were reported */
+    bool is_prefill;             /* on the scheduler's list of those with prompt to compute */
+    bool is_victim;              /* was preempted and has not caught up yet */
+    bool is_preempted; /* RUNNING, but no more rows: WAITING once n_in_flight is 0 and nothing
+                        * is being copied */
+    bool is_slow;      /* with is_preempted: to the end of WAITING, its reader sleeps */
 
     /* its place in the order of service: queue.c's and the scheduler's */
     uint32_t account; /* LL_NONE: the scheduler has not seen it yet, or it has ended */
@@ -146,7 +156,7 @@ void ll_seq_pool_free(struct ll_seq_pool *pool);
 static inline bool ll_seq_is_done(const struct ll_seq *seq)
 {
     return seq->is_told && seq->n_in_flight == 0 && seq->n_pages == 0 &&
-           seq->device_slot == LL_NONE;
+           seq->device_slot == LL_NONE && seq->swap == LL_SWAP_NONE;
 }
 
 /* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */

@@ -315,6 +315,30 @@ static uint32_t choose_pages(const struct ll_setup *setup, uint32_t pages_per_se
     return (uint32_t)ll_max_u64(ll_min_u64(wanted, free_bytes / page_bytes), 1);
 }
 
+static int choose_swap(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    struct ll_backend_options *o = &setup->options;
+    uint64_t page_bytes =
+        ll_setup_page_bytes(&setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype);
+    uint64_t n_pages = config->swap_space_bytes / page_bytes, free_bytes = memory_available();
+
+    if (config->swap_space_bytes == 0)
+        return 0;
+    if (n_pages == 0)
+        return usage(setup, LL_ERR(LL_E_INVAL,
+                                   "--swap-space-bytes: %llu bytes hold no KV page, which has %llu",
+                                   (unsigned long long)config->swap_space_bytes,
+                                   (unsigned long long)page_bytes));
+    if (free_bytes != 0 && config->swap_space_bytes > free_bytes)
+        return usage(setup, LL_ERR(LL_E_INVAL,
+                                   "--swap-space-bytes: %llu bytes, this machine has %llu free",
+                                   (unsigned long long)config->swap_space_bytes,
+                                   (unsigned long long)free_bytes));
+    o->n_host_pages = (uint32_t)ll_min_u64(n_pages, KV_PAGES_MAX);
+    return 0;
+}
+
 static int choose_sizes(struct ll_setup *setup)
 {
     const struct ll_config *config = setup->config;
@@ -340,6 +364,9 @@ static int choose_sizes(struct ll_setup *setup)
     o->kv_bytes = config->kv_cache_memory_bytes;
     if (o->n_pages == 0 && o->kv_bytes == 0 && !is_cuda)
         o->n_pages = choose_pages(setup, o->pages_per_seq);
+    int rc = choose_swap(setup);
+    if (rc < 0)
+        return rc;
     o->memory_fraction = is_cuda ? config->gpu_memory_utilization : 0;
     return 0;
 }

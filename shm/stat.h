@@ -34,6 +34,7 @@
     X(steps)                                                                                       \
     X(steps_idle_polls)                                                                            \
     X(preemptions)                                                                                 \
+    X(preemptions_swapped)                                                                         \
     X(doorbells)                                                                                   \
     X(doorbells_bad)                                                                               \
     X(sweeps)                                                                                      \
@@ -60,6 +61,8 @@
     X(pages_total)                                                                                 \
     X(pages_free)                                                                                  \
     X(pages_cached)                                                                                \
+    X(host_pages_total)                                                                            \
+    X(host_pages_free)                                                                             \
     X(sequences_total)                                                                             \
     X(sequences_free)                                                                              \
     X(credits_reserved)                                                                            \

@@ -28,6 +28,7 @@ struct rig_config {
     const char *extra; /* of the fake backend; NULL: "polls=2" */
     uint32_t eos_permille;
     uint32_t n_pages;        /* 0: 1024 */
+    uint32_t n_host_pages;
     uint32_t n_device_slots; /* 0: 64 */
     uint32_t n_rows_max;     /* 0: n_device_slots */
     uint32_t n_tokens_max;   /* 0: 512 */
@@ -40,6 +41,7 @@ struct rig_config {
     uint64_t step_timeout_ns;
     uint64_t turn_ns;  /* 0: 10 us */
     bool checks;       /* ll_engine_check() after every turn */
+    bool always_swaps;
     bool has_no_cache; /* without a prefix cache */
 };
 
@@ -201,6 +203,7 @@ static RIG_UNUSED void rig_open(struct rig *rig, const struct rig_config *config
         .struct_bytes = sizeof(bo),
         .n_slots = c->n_device_slots,
         .n_pages = c->n_pages,
+        .n_host_pages = c->n_host_pages,
         .n_tokens_max = c->n_tokens_max,
         .n_rows_max = c->n_rows_max,
         .pages_per_seq = ll_kv_pages_for(c->context_max),
@@ -215,6 +218,7 @@ static RIG_UNUSED void rig_open(struct rig *rig, const struct rig_config *config
                    .n_slots = c->n_device_slots,
                    .context_max = c->context_max,
                    .stall_ns = c->stall_ns,
+                   .is_deterministic = c->always_swaps,
                    .has_prefix_cache = !c->has_no_cache},
         .gate = {.n_vocab = rig->rules.n_vocab,
                  .context_max = c->context_max,
@@ -521,6 +525,7 @@ static RIG_UNUSED void rig_check_idle(struct rig *rig)
     assert_true(ll_engine_is_idle(&rig->engine));
     ll_engine_check(&rig->engine);
     assert_int_equal(ll_kv_available(&rig->engine.kv), rig->engine.kv.n_pages);
+    assert_int_equal(rig->engine.kv.n_host_free, rig->engine.kv.n_host_pages);
     assert_int_equal(rig->engine.scheduler.n_free_slots, rig->c.n_device_slots);
     assert_int_equal(RIG_STAT(rig, requests_submitted),
                      RIG_STAT(rig, requests_rejected) + RIG_STAT(rig, requests_accepted));

@@ -40,6 +40,8 @@ static void open_round(struct round *r, char *extra, size_t n_extra)
         .extra = extra,
         .eos_permille = ONE_OF(r, 0, 10, 200),
         .n_pages = ONE_OF(r, 9, 12, 20, 60, 400),
+        .n_host_pages = ONE_OF(r, 0, 0, 5, 30),
+        .always_swaps = draw(r, 2),
         .n_device_slots = n_slots,
         .n_rows_max = draw(r, 2) ? n_slots : 1 + draw(r, n_slots),
         .n_tokens_max = ONE_OF(r, 1, 7, 64, 300, 2000),
@@ -143,6 +145,7 @@ static uint64_t run_round(uint64_t seed)
     r.hash = r.hash * 31 + RIG_STAT(&rig, preemptions);
     r.hash = r.hash * 31 + RIG_STAT(&rig, requests_finished);
     r.hash = r.hash * 31 + RIG_STAT(&rig, prompt_tokens_cached);
+    r.hash = r.hash * 31 + RIG_STAT(&rig, preemptions_swapped);
     rig_close(&rig);
     return r.hash;
 }

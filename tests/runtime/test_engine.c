@@ -240,6 +240,32 @@ static void a_slow_reader_gives_its_pages_to_who_waits(void **state)
     rig_close(&rig);
 }
 
+static void swapped_requests_yield_what_they_would_have_yielded(void **state)
+{
+    (void)state;
+    /* Room for three of eight: all of them come and go. The rig knows what each must yield. */
+    rig_open(&rig, &(struct rig_config){.n_pages = 20,
+                                        .n_host_pages = 60,
+                                        .always_swaps = true,
+                                        .has_no_cache = true,
+                                        .context_max = 600,
+                                        .checks = true});
+    for (uint32_t i = 0; i < 8; i++) {
+        struct rig_spec spec = {.n_prompt = 150 + i,
+                                .max_tokens = 250,
+                                .flags = LL_REQ_IGNORE_EOS,
+                                .seed = i + 1,
+                                .n_top = i % 3};
+        rig_submit(&rig, 0, &spec);
+    }
+    rig_finish(&rig, 60000);
+    assert_true(RIG_STAT(&rig, preemptions_swapped) >= 3);
+    assert_int_equal(RIG_STAT(&rig, preemptions), RIG_STAT(&rig, preemptions_swapped));
+    /* Nothing was computed twice. */
+    assert_int_equal(RIG_STAT(&rig, prefill_tokens), RIG_STAT(&rig, prompt_tokens));
+    rig_close(&rig);
+}
+
 static void cancel_stop_and_deadline_end_a_request(void **state)
 {
     (void)state;
@@ -641,6 +667,7 @@ int main(void)
         cmocka_unit_test(a_reader_that_stops_stalls_alone),
         cmocka_unit_test(a_reader_that_comes_back_gets_the_rest),
         cmocka_unit_test(a_slow_reader_gives_its_pages_to_who_waits),
+        cmocka_unit_test(swapped_requests_yield_what_they_would_have_yielded),
         cmocka_unit_test(cancel_stop_and_deadline_end_a_request),
         cmocka_unit_test(cancels_at_random_moments_leave_nothing_behind),
         cmocka_unit_test(a_client_that_dies_is_forgotten_and_others_go_on),

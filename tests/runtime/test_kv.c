@@ -18,7 +18,7 @@ static int setup(void **state)
     static struct fixture f;
 
     *state = &f;
-    return ll_seq_pool_init(&f.pool, N_SEQS, 1024) < 0 || ll_kv_init(&f.kv, N_PAGES, 1) < 0;
+    return ll_seq_pool_init(&f.pool, N_SEQS, 1024) < 0 || ll_kv_init(&f.kv, N_PAGES, 10, 1) < 0;
 }
 
 static int teardown(void **state)

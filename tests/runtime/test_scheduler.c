@@ -41,14 +41,15 @@ static void make(uint32_t n_pages, uint32_t n_tokens_max, uint32_t log2_events)
     memset(&f, 0, sizeof(f));
     f.now_ns = 1000;
     assert_int_equal(ll_seq_pool_init(&f.pool, N_SEQS, CONTEXT), 0);
-    assert_int_equal(ll_kv_init(&f.kv, n_pages, 1), 0);
+    assert_int_equal(ll_kv_init(&f.kv, n_pages, 8, 1), 0);
     ll_outlet_init(&f.outlet, &f.pool, &f.stats, &f.to_control);
     rig_make_client(&f.client, 0, &f.domain, N_SEQS, log2_events, 16);
     ll_outlet_attach(&f.outlet, &f.client.a);
     assert_int_equal(ll_scheduler_init(&f.scheduler, &limits, &f.pool, &f.kv, &f.outlet, &f.stats),
                      0);
     for (uint32_t i = 0; i <= DEPTH; i++)
-        f.plan[i].row = calloc(ROWS, sizeof(*f.plan[i].row));
+        f.plan[i].row = calloc(ROWS, sizeof(*f.plan[i].row)),
+        f.plan[i].copy = calloc(LL_PLAN_COPIES_MAX, sizeof(*f.plan[i].copy));
 }
 
 static void check(void)
@@ -62,7 +63,7 @@ static int teardown(void **state)
     (void)state;
     check();
     for (uint32_t i = 0; i <= DEPTH; i++)
-        free(f.plan[i].row);
+        free(f.plan[i].row), free(f.plan[i].copy);
     ll_scheduler_free(&f.scheduler);
     ll_kv_free(&f.kv);
     ll_seq_pool_free(&f.pool);
@@ -134,6 +135,18 @@ static uint32_t apply_with(const struct ll_seq *ended)
 static uint32_t apply(void)
 {
     return apply_with(NULL);
+}
+
+/* Runs whatever there is until nothing is left to do. */
+static void run_all(void)
+{
+    for (int i = 0; i < 2000; i++) {
+        if (plan()->n_rows > 0)
+            apply();
+        atomic_store(&f.client.hot->cons_pos, f.client.a.events.prod);
+        for (uint32_t k = 0; k < N_SEQS; k++)
+            atomic_store(&f.client.slot[k].taken, f.pool.seq[k].n_written);
+    }
 }
 
 static const struct ll_plan_row *row_for(const struct ll_plan *p, const struct ll_seq *seq)
@@ -432,6 +445,202 @@ static void what_the_gate_let_through_wrongly_fails_alone(void **state)
     assert_int_equal(grows->n_tokens, 2 * 64 - LL_ROW_TOKENS_MAX + 1);
 }
 
+/* A device that takes 1 ms a step, 10 us a prompt token and 20 us a decode row. */
+static void learn_a_device(void)
+{
+    for (uint32_t i = 0; i < 200; i++) {
+        struct ll_work work = {.n_prefill = i % 3 == 0 ? 50 * (i % 40) : 0, .n_decode = i % 16};
+        ll_cost_learn(&f.scheduler.cost, &work,
+                      1000000 + 10000ull * work.n_prefill + 20000ull * work.n_decode);
+    }
+}
+
+/* ---- swap -------------------------------------------------------------------------------------*/
+
+/* As make_two(), with swap whatever it costs. */
+static void make_two_that_swap(struct ll_seq **a, struct ll_seq **b)
+{
+    make_two(a, b);
+    f.scheduler.limits.is_deterministic = true;
+}
+
+/* Plans and applies until a sequence is in this state. */
+static void run_until(const struct ll_seq *seq, enum ll_seq_state state, enum ll_swap swap)
+{
+    for (int i = 0; i < 300 && !(seq->state == state && seq->swap == swap); i++) {
+        while (f.n_planned > f.n_applied)
+            apply();
+        plan();
+    }
+    assert_int_equal(seq->state, state);
+    assert_int_equal(seq->swap, swap);
+}
+
+static void a_victim_goes_to_the_host_and_comes_back_without_computing(void **state)
+{
+    (void)state;
+    struct ll_seq *a, *b;
+    make_two_that_swap(&a, &b);
+    f.scheduler.limits.has_prefix_cache = false;
+    b->priority = 1; /* the one to give way */
+    for (int i = 0; i < 100 && b->swap == LL_SWAP_NONE; i++) {
+        while (f.n_planned > f.n_applied)
+            apply();
+        plan();
+    }
+    /* The plan lists the copy of b's page; the page is b's until it is done. */
+    const struct ll_plan *p = &f.plan[(f.n_planned - 1) % (DEPTH + 1)];
+    assert_int_equal(b->swap, LL_SWAP_OUT);
+    assert_int_equal(p->n_copies, 1);
+    assert_int_equal(p->copy[0].kind, LL_COPY_D2H);
+    assert_int_equal(p->copy[0].src, b->page[0]);
+    uint32_t host_page = p->copy[0].dst, n_tokens = b->n_tokens + b->n_in_flight, n_kv = b->pos_hi;
+    uint64_t batch = p->copy_batch;
+    assert_int_equal(f.kv.n_host_free, 7);
+    while (f.n_planned > f.n_applied)
+        apply();
+    assert_int_equal(b->state, LL_SEQ_RUNNING); /* still being copied */
+    assert_int_equal(b->n_pages, 1);
+    ll_scheduler_copied(&f.scheduler, batch);
+    check();
+    assert_int_equal(b->state, LL_SEQ_WAITING);
+    assert_int_equal(b->swap, LL_SWAP_HELD);
+    assert_int_equal(b->n_pages, 0);
+    assert_int_equal(b->n_tokens, n_tokens); /* what was in flight counts */
+
+    cancel(a);
+    p = plan(); /* b comes back: nothing to run before its pages are there */
+    assert_int_equal(p->n_rows, 0);
+    assert_int_equal(p->n_copies, 1);
+    assert_int_equal(p->copy[0].kind, LL_COPY_H2D);
+    assert_int_equal(p->copy[0].src, host_page);
+    assert_int_equal(p->copy[0].dst, b->page[0]);
+    batch = p->copy_batch;
+    assert_int_equal(b->state, LL_SEQ_RUNNING);
+    assert_int_equal(plan()->n_rows, 0);
+    ll_scheduler_copied(&f.scheduler, batch);
+    check();
+    assert_int_equal(f.kv.n_host_free, 8);
+    p = plan();
+    assert_int_equal(row_for(p, b)->pos, n_kv); /* goes on where it was */
+    assert_int_equal(row_for(p, b)->n_tokens, 1);
+    assert_true(b->needs_init);
+    assert_int_equal(ll_stat_get(&f.stats.preemptions_swapped), 1);
+    apply();
+}
+
+static void what_ends_while_it_is_copied_keeps_its_pages_until_then(void **state)
+{
+    (void)state;
+    struct ll_seq *a, *b;
+    make_two_that_swap(&a, &b);
+    b->priority = 1;
+    run_until(b, LL_SEQ_RUNNING, LL_SWAP_OUT);
+    cancel(b);
+    while (f.n_planned > f.n_applied)
+        apply();
+    plan();
+    assert_int_equal(b->state, LL_SEQ_ENDING);
+    assert_true(b->n_pages > 0 && b->n_host > 0);
+    ll_outlet_publish(&f.outlet, NULL, 0, f.now_ns);
+    assert_true(b->is_told); /* its client does not wait for that */
+    assert_int_equal(b->state, LL_SEQ_ENDING);
+    ll_scheduler_copied(&f.scheduler, 1);
+    assert_int_equal(b->n_pages, 0);
+    ll_outlet_publish(&f.outlet, NULL, 0, f.now_ns);
+    assert_int_equal(b->state, LL_SEQ_FREE);
+    assert_int_equal(f.kv.n_host_free, 8);
+    while (f.n_planned > f.n_applied)
+        apply();
+}
+
+static void what_waits_on_the_host_gives_its_pages_back_at_its_end(void **state)
+{
+    (void)state;
+    struct ll_seq *a, *b;
+    make_two_that_swap(&a, &b);
+    b->priority = 1;
+    run_until(b, LL_SEQ_RUNNING, LL_SWAP_OUT);
+    while (f.n_planned > f.n_applied)
+        apply();
+    ll_scheduler_copied(&f.scheduler, 1);
+    assert_int_equal(b->swap, LL_SWAP_HELD);
+    cancel(b);
+    plan();
+    assert_int_equal(f.kv.n_host_free, 8);
+    assert_int_equal(b->end, LL_END_CANCELLED);
+    apply();
+}
+
+static void without_host_pages_a_victim_is_computed_again(void **state)
+{
+    (void)state;
+    struct ll_seq *a, *b;
+    make_two_that_swap(&a, &b);
+    b->priority = 1;
+    struct ll_seq *other = &f.pool.seq[N_SEQS - 1];
+    assert_true(ll_kv_host_take(&f.kv, other, 8)); /* all are in use */
+    other->swap = LL_SWAP_HELD;
+    run_until(b, LL_SEQ_WAITING, LL_SWAP_NONE);
+    assert_int_equal(ll_stat_get(&f.stats.preemptions), 1);
+    ll_kv_host_drop(&f.kv, other, 8);
+    other->swap = LL_SWAP_NONE;
+    apply();
+}
+
+static void the_model_says_whether_to_copy_or_to_compute(void **state)
+{
+    (void)state;
+    for (int round = 0; round < 2; round++) {
+        struct ll_seq *a, *b;
+        make_two(&a, &b);
+        b->priority = 1;
+        learn_a_device(); /* 57 tokens: 0.57 ms */
+        f.scheduler.cost.copy_ns = round == 0 ? 200000 : 400000;
+        for (int i = 0; i < 100 && ll_stat_get(&f.stats.preemptions) == 0; i++) {
+            while (f.n_planned > f.n_applied)
+                apply();
+            plan();
+        }
+        assert_int_equal(ll_stat_get(&f.stats.preemptions), 1);
+        assert_int_equal(ll_stat_get(&f.stats.preemptions_swapped), round == 0);
+        while (f.n_planned > f.n_applied)
+            apply();
+        if (round == 0)
+            teardown(NULL);
+    }
+}
+
+static void the_cache_spares_copies_back(void **state)
+{
+    (void)state;
+    make(7, 1000, 10);
+    f.scheduler.limits.is_deterministic = true;
+    struct ll_seq *a = arrive(150, 200), *b = arrive(140, 200);
+    b->priority = 1;
+    plan();
+    apply();
+    plan(); /* b, 4 pages are free */
+    apply();
+    run_until(b, LL_SEQ_RUNNING, LL_SWAP_OUT);
+    uint32_t n_copies = 0;
+    for (uint64_t batch = 1; b->state == LL_SEQ_RUNNING; batch++) {
+        while (f.n_planned > f.n_applied)
+            apply();
+        ll_scheduler_copied(&f.scheduler, batch);
+    }
+    uint32_t n_host = b->n_host;
+    cancel(a);
+    const struct ll_plan *p = plan();
+    n_copies = p->n_copies;
+    assert_int_equal(b->n_attached + n_copies, n_host);
+    assert_true(b->n_attached >= 1);
+    assert_int_equal(b->pos_hi, b->n_swapped);
+    ll_scheduler_copied(&f.scheduler, f.scheduler.n_copy_batches);
+    assert_int_equal(row_for(plan(), b)->n_tokens, 1);
+    apply();
+}
+
 /* ---- credits ----------------------------------------------------------------------------------*/
 
 static void without_credit_there_is_no_row_and_in_the_end_a_stall(void **state)
@@ -578,6 +787,49 @@ static void a_prompt_recomputed_behind_its_output_is_scored_without_its_last_tok
     apply();
 }
 
+/* ---- the time budget --------------------------------------------------------------------------*/
+
+static void chunks_keep_steps_that_decode_within_the_limit(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    f.scheduler.limits.max_itl_ns = 3 * LL_NS_PER_MS;
+    learn_a_device();
+    struct ll_seq *a = arrive(900, 100);
+    const struct ll_plan *p = plan(); /* nobody decodes: as much as tokens allow */
+    assert_int_equal(row_for(p, a)->n_tokens, 900);
+    apply();
+    struct ll_seq *b = arrive(900, 100);
+    p = plan();
+    uint32_t n = row_for(p, b)->n_tokens;
+    assert_non_null(row_for(p, a));
+    assert_int_equal(n, 192); /* (3 - 1.02) ms / 10 us, whole pages */
+    assert_true(ll_cost_predict(&f.scheduler.cost, &p->work) <= 3 * LL_NS_PER_MS);
+    apply();
+    f.scheduler.limits.max_itl_ns = 0;
+    assert_int_equal(row_for(plan(), b)->n_tokens, 900 - n);
+    apply();
+}
+
+static void a_prompt_goes_on_whatever_the_limit(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    f.scheduler.limits.max_itl_ns = 1; /* no step is that short */
+    learn_a_device();
+    struct ll_seq *a = arrive(10, 400);
+    plan();
+    apply();
+    struct ll_seq *b = arrive(200, 10), *c = arrive(200, 10);
+    const struct ll_plan *p = plan();
+    assert_non_null(row_for(p, a));
+    assert_int_equal(row_for(p, b)->n_tokens, LL_SCHED_CHUNK_MIN);
+    assert_null(row_for(p, c));
+    apply();
+    run_all();
+    assert_int_equal(f.pool.list[LL_SEQ_FREE].n, N_SEQS);
+}
+
 /* ---- the prefix cache -------------------------------------------------------------------------*/
 
 /* One more with the prompt of another. */
@@ -588,18 +840,6 @@ static struct ll_seq *arrive_like(const struct ll_seq *other, uint32_t n_prompt,
 
     memcpy(seq->token, other->token, ll_min_u64(n_prompt, other->n_tokens) * sizeof(uint32_t));
     return seq;
-}
-
-/* Runs whatever there is until nothing is left to do. */
-static void run_all(void)
-{
-    for (int i = 0; i < 2000; i++) {
-        if (plan()->n_rows > 0)
-            apply();
-        atomic_store(&f.client.hot->cons_pos, f.client.a.events.prod);
-        for (uint32_t k = 0; k < N_SEQS; k++)
-            atomic_store(&f.client.slot[k].taken, f.pool.seq[k].n_written);
-    }
 }
 
 static void a_prompt_seen_before_is_computed_from_its_last_page(void **state)
@@ -919,12 +1159,20 @@ int main(void)
         TEST(a_victim_with_a_row_in_flight_keeps_its_token),
         TEST(pages_that_are_coming_cost_no_second_victim),
         TEST(what_the_gate_let_through_wrongly_fails_alone),
+        TEST(a_victim_goes_to_the_host_and_comes_back_without_computing),
+        TEST(what_ends_while_it_is_copied_keeps_its_pages_until_then),
+        TEST(what_waits_on_the_host_gives_its_pages_back_at_its_end),
+        TEST(without_host_pages_a_victim_is_computed_again),
+        TEST(the_model_says_whether_to_copy_or_to_compute),
+        TEST(the_cache_spares_copies_back),
         TEST(without_credit_there_is_no_row_and_in_the_end_a_stall),
         TEST(a_starved_newcomer_lets_others_pass),
         TEST(who_has_no_credit_pushes_nobody_out),
         TEST(each_prompt_token_is_scored_once_in_bounded_rows),
         TEST(after_a_preemption_only_the_rest_is_scored),
         TEST(a_prompt_recomputed_behind_its_output_is_scored_without_its_last_token),
+        TEST(chunks_keep_steps_that_decode_within_the_limit),
+        TEST(a_prompt_goes_on_whatever_the_limit),
         TEST(a_prompt_seen_before_is_computed_from_its_last_page),
         TEST(the_last_token_of_a_prompt_is_always_computed),
         TEST(running_sequences_share_pages_and_never_write_them),

@@ -39,6 +39,7 @@ static void draw_time(struct sim_world *w)
     k->turn_ns = SIM_ONE_OF(w, 1, 10, 50) * LL_NS_PER_US;
     k->step_ns = k->turn_ns * SIM_ONE_OF(w, 0, 1, 1, 3, 20);
     k->token_ns = SIM_ONE_OF(w, 0, 0, 100, 2000);
+    k->max_itl_ns = sim_draw(w, 3) == 0 ? k->turn_ns * SIM_ONE_OF(w, 1, 5, 100) : 0;
     k->copy_ns = k->turn_ns * SIM_ONE_OF(w, 0, 1, 5);
 }
 
@@ -49,6 +50,7 @@ static void draw_load(struct sim_world *w)
     k->n_prompt_max = SIM_ONE_OF(w, 4, 70, 150, 400);
     k->n_output_max = SIM_ONE_OF(w, 2, 10, 80, 150);
     k->n_prefixes = SIM_ONE_OF(w, 0, 1, 1, 3);
+    k->always_swaps = sim_draw(w, 2);
     k->has_prefix_cache = sim_draw(w, 4) > 0;
     k->has_deadlines = sim_draw(w, 4) == 0;
     k->has_priorities = sim_draw(w, 2) == 0;

@@ -42,10 +42,10 @@ struct sim_knobs {
     uint32_t n_clients, n_domains, n_slots, log2_events;
     uint64_t stall_ns, step_timeout_ns;
     /* time */
-    uint64_t turn_ns, step_ns, token_ns, copy_ns;
+    uint64_t turn_ns, step_ns, token_ns, copy_ns, max_itl_ns;
     /* load */
     uint32_t n_prompt_max, n_output_max, n_prefixes, n_choices_max;
-    bool has_prefix_cache;
+    bool has_prefix_cache, always_swaps;
     bool has_logprobs, has_deadlines, has_priorities;
     uint32_t submit_chance, cancel_chance, stop_chance; /* of 256, a client and step */
     /* faults, chances of 65536 a step */
@@ -164,7 +164,7 @@ struct sim_domain {
 /* ---- the world --------------------------------------------------------------------------------*/
 struct sim_counts {
     uint64_t submitted, finished, cancelled, expired, stalled, failed, refused, busy;
-    uint64_t tokens, events, deaths, fenced, failures, restarts, jumps, preemptions, cached;
+    uint64_t tokens, events, deaths, fenced, failures, restarts, jumps, preemptions, swapped, cached;
     uint64_t wakes;
 };
 

@@ -43,7 +43,9 @@ static struct ll_engine_options engine_options(struct sim_world *w)
                    .n_slots = k->n_device_slots,
                    .context_max = k->context_max,
                    .stall_ns = k->stall_ns,
-                   .has_prefix_cache = k->has_prefix_cache},
+                   .has_prefix_cache = k->has_prefix_cache,
+                   .is_deterministic = k->always_swaps,
+                   .max_itl_ns = k->max_itl_ns},
         .gate = {.n_vocab = k->n_vocab,
                  .context_max = k->context_max,
                  .n_prompt_max = k->context_max - 1,
@@ -148,6 +150,7 @@ void sim_world_open(struct sim_world *w)
 void sim_world_close(struct sim_world *w)
 {
     w->n.preemptions += ll_stat_get(&w->stat->v.preemptions);
+    w->n.swapped += ll_stat_get(&w->stat->v.preemptions_swapped);
     close_engine(w);
     for (uint32_t i = 0; i < w->k.n_clients; i++)
         if (w->client[i].place != SIM_OUT)
