@@ -29,6 +29,7 @@ struct ll_domain {
     uint32_t n_polled;  /* its attachments that intake knows */
     bool is_swept_only; /* after three repairs the bell is not believed */
     uint64_t wake_debt_ns, wake_debt_at_ns; /* outlet.h, O5 */
+    bool has_slow_wakes;
 
     /* control thread */
     bool is_used;
