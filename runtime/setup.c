@@ -93,6 +93,25 @@ static int find_model(struct ll_setup *setup)
     return rc;
 }
 
+/* A model named beside the device without one lends its tokenizer and chat format, so that whatever
+ * clients do with text can be tried against a device whose answers and pace are known. */
+static int borrow_text(struct ll_setup *setup)
+{
+    struct ll_checkpoint *own = &setup->checkpoint, lender;
+    int rc = ll_config_find_model(setup->config->model, setup->directory, sizeof(setup->directory));
+
+    if (rc == 0)
+        rc = ll_checkpoint_open_config(&lender, setup->directory);
+    if (rc < 0)
+        return rc;
+    own->has_tokenizer_json = lender.has_tokenizer_json;
+    own->has_tokenizer_model = lender.has_tokenizer_model;
+    memcpy(own->chat_format, lender.chat_format, sizeof(own->chat_format));
+    memcpy(own->template_sha256, lender.template_sha256, sizeof(own->template_sha256));
+    ll_checkpoint_close(&lender);
+    return 0;
+}
+
 /* Last part of the path, without slashes at its end. */
 static void name_model(struct ll_setup *setup)
 {
@@ -185,6 +204,8 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
         make_up_model(&setup->checkpoint, config);
     else
         rc = find_model(setup);
+    if (rc == 0 && config->device == LL_DEVICE_FAKE && config->model[0] != 0)
+        rc = borrow_text(setup);
     if (rc == 0)
         rc = check_context(setup);
     if (rc == 0)

@@ -16,7 +16,7 @@
 struct ll_setup {
     const struct ll_config *config;
     struct ll_topology topology;
-    char directory[1024]; /* the model's; "" for the fake device */
+    char directory[1024]; /* the model's; "" for the fake device alone */
     bool has_checkpoint;
     struct ll_checkpoint checkpoint; /* made up for the fake device */
     char served_name[128];
