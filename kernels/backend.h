@@ -100,9 +100,10 @@ enum ll_tensor_role {
 
 enum ll_tensor_part {
     LL_PART_WEIGHT = 0,
-    LL_PART_SCALE = 1,       /* multiplies the weight: [1], [out] or [ceil(out/128), ceil(in/128)] */
-    LL_PART_INPUT_SCALE = 2, /* static activation scale, [1] */
-    LL_PART_KV_SCALE = 3,    /* with role K or V: scale of what the cache stores, [1] or [K] */
+    LL_PART_SCALE = 1,       /* multiplies the weight: rows, cols are 1, 1 or out, 1 or
+                                ceil(out/128), ceil(in/128) */
+    LL_PART_INPUT_SCALE = 2, /* static activation scale, 1, 1 */
+    LL_PART_KV_SCALE = 3,    /* with role K or V: scale of what the cache stores, 1, 1 or K, 1 */
 };
 
 struct ll_tensor {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu/attend.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 
 #include <math.h>
 #include <string.h>
@@ -42,7 +42,8 @@ void ll_cpu_attend(const struct ll_cpu_attend *a)
         uint32_t full =
             first_key + n_keys - 1 > a->position ? first_key + n_keys - 1 - a->position : 0;
 
-        a->inner->dots(weight + (size_t)from * group * LL_CPU_KEYS, LL_CPU_KEYS, k, kv->form, d16,
+        const struct ll_cpu_rows keys = {.data = k, .form = kv->form, .ld = d16};
+        a->inner->dots(weight + (size_t)from * group * LL_CPU_KEYS, LL_CPU_KEYS, &keys,
                        query + (size_t)from * group * d16, d16, n_keys,
                        (a->n_tokens - from) * group, d16);
         for (uint32_t i = from * group; i < n_queries; i++) {

@@ -64,22 +64,28 @@ static int check_options(const struct ll_backend_options *o, struct ll_text *err
     return 0;
 }
 
-/* extra: "isa=portable|avx2|avx512". */
-static int choose_inner(struct ll_device *d, const char *extra, struct ll_text *error)
+/* extra: "isa=portable|avx2|avx512", "weights=fp8" (of dummy ones), or both with a comma. */
+static int read_extra(struct ll_device *d, const char *extra, struct ll_text *error)
 {
-    static const char key[] = "isa=";
+    char isa[16] = "";
 
-    if (extra == NULL || extra[0] == '\0') {
-        d->inner = ll_cpu_inner_find(NULL);
-        return 0;
+    while (extra != NULL && extra[0] != '\0') {
+        int n = (int)strcspn(extra, ",");
+        if (strncmp(extra, "isa=", 4) == 0 && n > 4 && n - 4 < (int)sizeof(isa))
+            snprintf(isa, sizeof(isa), "%.*s", n - 4, extra + 4);
+        else if (n == 11 && strncmp(extra, "weights=fp8", 11) == 0)
+            d->is_fp8_dummy = true;
+        else
+            return ll_cpu_fail(error, LL_E_INVAL,
+                               "\"%.80s\": the cpu backend knows isa=portable, avx2, avx512 and "
+                               "weights=fp8",
+                               extra);
+        extra += n + (extra[n] == ',');
     }
-    if (strncmp(extra, key, sizeof(key) - 1) != 0)
-        return ll_cpu_fail(error, LL_E_INVAL,
-                           "\"%.80s\": the cpu backend knows isa=portable, avx2, avx512", extra);
-    d->inner = ll_cpu_inner_find(extra + sizeof(key) - 1);
+    d->inner = ll_cpu_inner_find(isa[0] != '\0' ? isa : NULL);
     if (d->inner == NULL)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
-                           "\"%.80s\": this processor cannot (isa=portable, avx2, avx512)", extra);
+                           "isa=%s: this processor cannot (isa=portable, avx2, avx512)", isa);
     return 0;
 }
 
@@ -264,7 +270,7 @@ static int open_parts(struct ll_device *d, struct ll_text *error)
                            o->n_tokens_max);
     ll_cpu_rope_frequencies(d->frequency, &d->shape);
     for (uint32_t i = 0; o->has_dummy_weights && i < o->n_weights && rc == 0; i++)
-        rc = ll_cpu_weights_dummy(&d->weights[i], o->seed, error);
+        rc = ll_cpu_weights_dummy(&d->weights[i], o->seed, d->is_fp8_dummy, error);
     return rc;
 }
 
@@ -289,7 +295,7 @@ static int cpu_open(struct ll_device **out, const struct ll_backend_options *opt
     d->is_bf16 = options->dtype == LL_DTYPE_BF16;
     enum ll_dtype kv_dtype = options->kv_dtype != 0 ? options->kv_dtype : options->dtype;
     ll_cpu_kv_init(&d->kv, shape, kv_dtype == LL_DTYPE_F32 ? LL_FORM_F32 : LL_FORM_BF16);
-    rc = choose_inner(d, options->extra, error);
+    rc = read_extra(d, options->extra, error);
     if (rc == 0)
         rc = open_parts(d, error);
     if (rc == 0)

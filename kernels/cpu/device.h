@@ -93,7 +93,7 @@ struct ll_device {
     struct ll_backend_options options;
     struct ll_model_shape shape;
     const struct ll_cpu_inner *inner;
-    bool is_bf16;
+    bool is_bf16, is_fp8_dummy;
     struct ll_cpu_weights weights[2];
     struct ll_cpu_kv kv;
     char *host_pages;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu/embed.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 
 #include <string.h>
 

@@ -17,7 +17,8 @@ static bool can_portable(void)
 /* These ask CPUID and, through XGETBV, whether the system saves the wide registers. */
 static bool can_avx2(void)
 {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 
 static bool can_avx512(void)

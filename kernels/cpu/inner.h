@@ -14,17 +14,23 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How numbers lie in memory: weights and KV pages. Activations are always fp32. */
-enum ll_cpu_form { LL_FORM_BF16 = 0, LL_FORM_F32 = 1 };
+/* How numbers lie in memory: weights and KV pages (these not in e4m3). Activations are always
+ * fp32. An e4m3 number is taken for 2^-8 of its value, because it then widens by way of f16; its
+ * scale makes up for it (struct ll_cpu_rows). It must not be a NaN. */
+enum ll_cpu_form { LL_FORM_BF16 = 0, LL_FORM_F32 = 1, LL_FORM_E4M3 = 2 };
+#define LL_CPU_E4M3_UNIT 256.0f
 
 static inline size_t ll_cpu_form_bytes(enum ll_cpu_form form)
 {
-    return form == LL_FORM_F32 ? 4 : 2;
+    return form == LL_FORM_F32 ? 4 : form == LL_FORM_BF16 ? 2 : 1;
 }
 
 /* K is summed in blocks of this many, block sums added in order: a block of a few tokens stays in
  * the L1 cache (4 tokens x 1024 x 4 B = 16 KiB). Part of the definition: it fixes the bits. */
 #define LL_CPU_K_BLOCK 1024u
+
+/* Columns that share a scale where a row has several. A block of K is then one of these. */
+#define LL_CPU_SCALE_COLS 128u
 
 /* Past this many tokens they go round the rows, not the rows round them: what lies in L1 is then
  * a block of tokens while the rows come from L2. */
@@ -33,12 +39,21 @@ static inline size_t ll_cpu_form_bytes(enum ll_cpu_form form)
 /* Keys of one softmax block: those of a page. Part of the definition. */
 #define LL_CPU_KEYS 64u
 
+struct ll_cpu_rows { /* rows of numbers, as a product takes them */
+    const void *data;
+    enum ll_cpu_form form;
+    size_t ld;          /* numbers from row to row */
+    const float *scale; /* e4m3: [row][n_scales], each LL_CPU_E4M3_UNIT times the weights' */
+    uint32_t n_scales;  /* of a row: 1, or one for each LL_CPU_SCALE_COLS columns */
+};
+
 struct ll_cpu_inner {
     const char *name; /* "AVX-512" */
 
-    /* out[m * ld_out + r] = sum over k of w[r * ld_w + k] * x[m * ld_x + k] */
-    void (*dots)(float *out, size_t ld_out, const void *w, enum ll_cpu_form form, size_t ld_w,
-                 const float *x, size_t ld_x, uint32_t n_rows, uint32_t n_tokens, uint32_t k16);
+    /* out[m * ld_out + r] = sum over k of w[r][k] * x[m * ld_x + k]; with scales, that of its
+     * columns times the sum of each block of K */
+    void (*dots)(float *out, size_t ld_out, const struct ll_cpu_rows *w, const float *x,
+                 size_t ld_x, uint32_t n_rows, uint32_t n_tokens, uint32_t k16);
 
     /* One softmax block of one query. p [64]: scores of the first n_keys on entry, on return the
      * weights e^(score * scale - *top), zeros after n_keys. *top and *sum (start: -inf, 0) move

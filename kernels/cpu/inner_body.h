@@ -35,6 +35,8 @@ LL_TILE vf load_form(const void *base, size_t at, enum ll_cpu_form form)
 /* Lanes of part p of the 16 numbers from at on. */
 LL_TILE vf load_lanes(const void *base, size_t at, int p, enum ll_cpu_form form)
 {
+    if (form == LL_FORM_E4M3)
+        return vf_load_e4m3((const uint8_t *)base + at + p * LL_LANES);
     return form == LL_FORM_BF16 ? vf_load_half((const uint16_t *)base + at, p)
                                 : vf_load((const float *)base + at + p * LL_LANES);
 }
@@ -106,12 +108,14 @@ typedef void sum_fn(vf *part, const void *w, size_t ld_w, const float *x, uint32
     SUM_FN(bf16_tile_##M, LL_FORM_BF16, ROWS, M)                                                   \
     SUM_FN(bf16_row_##M, LL_FORM_BF16, 1, M)                                                       \
     SUM_FN(f32_tile_##M, LL_FORM_F32, ROWS, M)                                                     \
-    SUM_FN(f32_row_##M, LL_FORM_F32, 1, M)
+    SUM_FN(f32_row_##M, LL_FORM_F32, 1, M)                                                         \
+    SUM_FN(e4m3_tile_##M, LL_FORM_E4M3, ROWS, M)                                                   \
+    SUM_FN(e4m3_row_##M, LL_FORM_E4M3, 1, M)
 #define SUM_ENTRY(M)                                                                               \
     {                                                                                              \
-        {bf16_tile_##M, bf16_row_##M},                                                             \
+        {bf16_tile_##M, bf16_row_##M}, {f32_tile_##M, f32_row_##M},                                \
         {                                                                                          \
-            f32_tile_##M, f32_row_##M                                                              \
+            e4m3_tile_##M, e4m3_row_##M                                                            \
         }                                                                                          \
     }
 
@@ -127,7 +131,7 @@ SUM_FNS(6, TILE_ROWS)
 #endif
 
 /* [tokens - 1][form][tile or row] */
-static sum_fn *const sum_fns[TILE_TOKENS][2][2] = {
+static sum_fn *const sum_fns[TILE_TOKENS][3][2] = {
     SUM_ENTRY(1),
 #if defined(__AVX2__)
     SUM_ENTRY(2), SUM_ENTRY(3), SUM_ENTRY(4),
@@ -142,17 +146,21 @@ struct block { /* one block of K of a dots call */
     size_t ld_out, ld_w;
     const char *w;
     enum ll_cpu_form form;
+    const float *scale; /* of the block, first row; NULL: none */
+    size_t ld_scale;
     uint32_t k16;
     bool is_first;
 };
 
-static void add_parts(const struct block *b, float *out, uint32_t n_rows, uint32_t n_tokens,
-                      const vf *part)
+static void add_parts(const struct block *b, float *out, const float *scale, uint32_t n_rows,
+                      uint32_t n_tokens, const vf *part)
 {
     for (uint32_t r = 0; r < n_rows; r++) {
         for (uint32_t m = 0; m < n_tokens; m++, part += LL_PARTS) {
             float *to = out + m * b->ld_out + r;
             float sum = vf_sum16(part, b->form == LL_FORM_BF16);
+            if (scale != NULL)
+                sum *= scale[r * b->ld_scale];
             *to = b->is_first ? sum : *to + sum;
         }
     }
@@ -170,7 +178,8 @@ static void dots_rows(const struct block *b, float *out, uint32_t row, uint32_t 
     while (row < end) {
         uint32_t n = end - row >= n_tile ? n_tile : 1;
         fn[n == n_tile ? 0 : 1](part, b->w + row * row_bytes, b->ld_w, x, b->k16);
-        add_parts(b, out + row, n, n_tokens, part);
+        add_parts(b, out + row, b->scale != NULL ? b->scale + row * b->ld_scale : NULL, n, n_tokens,
+                  part);
         row += n;
     }
 }
@@ -219,17 +228,22 @@ static void dots_block(const struct block *b, uint32_t n_rows, const float *x, s
     }
 }
 
-static void dots(float *out, size_t ld_out, const void *w, enum ll_cpu_form form, size_t ld_w,
-                 const float *x, size_t ld_x, uint32_t n_rows, uint32_t n_tokens, uint32_t k16)
+static void dots(float *out, size_t ld_out, const struct ll_cpu_rows *w, const float *x,
+                 size_t ld_x, uint32_t n_rows, uint32_t n_tokens, uint32_t k16)
 {
-    for (uint32_t k = 0; k < k16; k += LL_CPU_K_BLOCK) {
+    const bool has_scales = w->scale != NULL && w->n_scales > 1;
+    const uint32_t n_block = has_scales ? LL_CPU_SCALE_COLS : LL_CPU_K_BLOCK;
+
+    for (uint32_t k = 0; k < k16; k += n_block) {
         const struct block b = {
             .out = out,
             .ld_out = ld_out,
-            .ld_w = ld_w,
-            .w = (const char *)w + k * ll_cpu_form_bytes(form),
-            .form = form,
-            .k16 = k16 - k < LL_CPU_K_BLOCK ? k16 - k : LL_CPU_K_BLOCK,
+            .ld_w = w->ld,
+            .w = (const char *)w->data + k * ll_cpu_form_bytes(w->form),
+            .form = w->form,
+            .scale = has_scales ? w->scale + k / LL_CPU_SCALE_COLS : w->scale,
+            .ld_scale = w->n_scales,
+            .k16 = k16 - k < n_block ? k16 - k : n_block,
             .is_first = k == 0,
         };
         dots_block(&b, n_rows, x + k, ld_x, n_tokens);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu/kv.h"
 #include "base/bits.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 
 #include <string.h>
 

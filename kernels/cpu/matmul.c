@@ -37,12 +37,17 @@ void ll_cpu_matmul(const struct ll_cpu_inner *inner, float *y, const struct ll_c
                    const float *x, size_t ld_x, const struct ll_cpu_block *block)
 {
     const size_t ld_y = ll_align_up(block->n_rows, 16);
-    const char *rows =
-        (const char *)w->data + (size_t)block->row * w->stride * ll_cpu_form_bytes(w->form);
+    const struct ll_cpu_rows rows = {
+        .data = (const char *)w->data + (size_t)block->row * w->stride * ll_cpu_form_bytes(w->form),
+        .form = w->form,
+        .ld = w->stride,
+        .scale = w->scale != NULL ? w->scale + (size_t)block->row * w->n_scales : NULL,
+        .n_scales = w->n_scales,
+    };
 
     for (uint32_t t = 0; t < block->n_tokens; t++)
         for (size_t r = block->n_rows; r < ld_y; r++)
             y[t * ld_y + r] = 0;
-    inner->dots(y, ld_y, rows, w->form, w->stride, x + block->token * ld_x, ld_x, block->n_rows,
-                block->n_tokens, w->stride);
+    inner->dots(y, ld_y, &rows, x + block->token * ld_x, ld_x, block->n_rows, block->n_tokens,
+                w->stride);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cpu/sample.h"
 #include "base/rng.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 
 #include <math.h>
 #include <string.h>

@@ -17,7 +17,7 @@
 #ifndef KERNELS_CPU_SIMD_H
 #define KERNELS_CPU_SIMD_H
 
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 
 #include <math.h>
 #include <stdbool.h>
@@ -44,6 +44,14 @@ static inline vf vf_load_bf16(const uint16_t *p)
 {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+/* 2^-8 of 16 e4m3 numbers: sign and the other 7 bits, moved to where f16 has sign and the low bits
+ * of its exponent. Subnormals come out right, a NaN does not. */
+static inline vf vf_load_e4m3(const uint8_t *p)
+{
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p));
+    wide = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16((short)0xbfff));
+    return _mm512_cvtph_ps(wide);
 }
 static inline vf vf_add(vf a, vf b)
 {
@@ -137,6 +145,13 @@ static inline vf vf_load_bf16(const uint16_t *p)
 {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+/* 2^-8 of 8 e4m3 numbers, as with AVX-512. */
+static inline vf vf_load_e4m3(const uint8_t *p)
+{
+    __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)p));
+    wide = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16((short)0xbfff));
+    return _mm256_cvtph_ps(wide);
 }
 static inline vf vf_add(vf a, vf b)
 {
@@ -247,6 +262,10 @@ static inline void vf_store(float *p, vf x)
 static inline vf vf_load_bf16(const uint16_t *p)
 {
     LL_EACH_LANE(ll_f32_from_bf16(p[l]));
+}
+static inline vf vf_load_e4m3(const uint8_t *p)
+{
+    LL_EACH_LANE(ll_f32_from_e4m3(p[l]) * 0x1p-8f);
 }
 static inline vf vf_add(vf a, vf b)
 {

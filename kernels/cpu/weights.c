@@ -3,7 +3,7 @@
 #include "base/bits.h"
 #include "base/rng.h"
 #include "kernels/cpu/memory.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 #include "ll/client.h"
 
 #include <errno.h>
@@ -33,14 +33,15 @@ struct name {
     char s[64];
 };
 
-static struct name name_of(enum ll_tensor_role role, uint32_t layer)
+static struct name name_of(enum ll_tensor_role role, uint32_t layer, bool is_scale)
 {
+    const char *part = is_scale ? " (scale)" : "";
     struct name name;
 
     if (role == LL_TENSOR_EMBED || role == LL_TENSOR_FINAL_NORM || role == LL_TENSOR_HEAD)
-        snprintf(name.s, sizeof(name.s), "%s", role_names[role]);
+        snprintf(name.s, sizeof(name.s), "%s%s", role_names[role], part);
     else
-        snprintf(name.s, sizeof(name.s), "layers.%u.%s", layer, role_names[role]);
+        snprintf(name.s, sizeof(name.s), "layers.%u.%s%s", layer, role_names[role], part);
     return name;
 }
 
@@ -91,6 +92,23 @@ static void shape_of(const struct ll_model_shape *shape, enum ll_tensor_role rol
     }
 }
 
+static bool is_linear(enum ll_tensor_role role)
+{
+    return role != LL_TENSOR_EMBED && !is_vector(role);
+}
+
+static struct ll_cpu_tensor *tensor_at(const struct ll_cpu_weights *weights,
+                                       enum ll_tensor_role role, uint32_t layer, bool is_scale)
+{
+    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * 2 + is_scale];
+}
+
+static size_t n_entries(const struct ll_cpu_weights *weights)
+{
+    return 2 * (size_t)LL_TENSOR_ROLES *
+           (weights->shape.n_layers > 0 ? weights->shape.n_layers : 1);
+}
+
 /* Roles that the model has; for the ones without a layer, layer is 0. */
 static bool has_tensor(const struct ll_model_shape *shape, enum ll_tensor_role role, uint32_t layer)
 {
@@ -102,24 +120,21 @@ static bool has_tensor(const struct ll_model_shape *shape, enum ll_tensor_role r
 int ll_cpu_weights_open(struct ll_cpu_weights *weights, const struct ll_model_shape *shape,
                         enum ll_dtype compute, int numa_node, struct ll_text *error)
 {
-    uint32_t n_layers = shape->n_layers > 0 ? shape->n_layers : 1;
-
     *weights = (struct ll_cpu_weights){.shape = *shape, .compute = compute, .numa_node = numa_node};
-    weights->tensor = calloc((size_t)n_layers * LL_TENSOR_ROLES, sizeof(*weights->tensor));
+    weights->tensor = calloc(n_entries(weights), sizeof(*weights->tensor));
     if (weights->tensor == NULL)
-        return ll_cpu_fail(error, -ENOMEM, "no memory for a table of %u layers", n_layers);
+        return ll_cpu_fail(error, -ENOMEM, "no memory for a table of %u layers", shape->n_layers);
     return 0;
 }
 
 void ll_cpu_weights_close(struct ll_cpu_weights *weights)
 {
-    uint32_t n_layers = weights->shape.n_layers > 0 ? weights->shape.n_layers : 1;
-
     if (weights->tensor == NULL)
         return;
-    for (size_t i = 0; i < (size_t)n_layers * LL_TENSOR_ROLES; i++) {
+    for (size_t i = 0; i < n_entries(weights); i++) {
         struct ll_cpu_tensor *t = &weights->tensor[i];
         ll_cpu_unmap(t->data, t->data_bytes);
+        free(t->scale);
         free(t->got);
         free(t->split);
     }
@@ -127,39 +142,69 @@ void ll_cpu_weights_close(struct ll_cpu_weights *weights)
     weights->tensor = NULL;
 }
 
+/* The dims and type that a tensor may have. */
+static int check_weight(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                        const char *name, struct ll_text *error)
+{
+    uint32_t rows, cols;
+
+    if (tensor->dtype == LL_DTYPE_E4M3 && !is_linear(tensor->role))
+        return ll_cpu_fail(error, LL_E_UNSUPPORTED,
+                           "%s: FP8 (e4m3) is for linear layers, not for this one", name);
+    shape_of(&weights->shape, tensor->role, &rows, &cols);
+    if (tensor->rows != rows || tensor->cols != cols)
+        return ll_cpu_fail(error, LL_E_INVAL, "%s: is [%u, %u], the model's shape needs [%u, %u]",
+                           name, tensor->rows, tensor->cols, rows, cols);
+    return 0;
+}
+
+/* W5: [1, 1], [out, 1] or [ceil(out / 128), ceil(in / 128)]. */
+static int check_scale(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                       const char *name, struct ll_text *error)
+{
+    uint32_t out, in;
+
+    if (!is_linear(tensor->role) || tensor->dtype == LL_DTYPE_E4M3)
+        return ll_cpu_fail(error, LL_E_UNSUPPORTED,
+                           "%s: scales are BF16, F16 or F32 numbers of linear layers", name);
+    shape_of(&weights->shape, tensor->role, &out, &in);
+    uint32_t rows = (uint32_t)ll_div_ceil(out, LL_CPU_SCALE_COLS),
+             cols = (uint32_t)ll_div_ceil(in, LL_CPU_SCALE_COLS);
+    if ((tensor->cols == 1 && (tensor->rows == 1 || tensor->rows == out)) ||
+        (tensor->rows == rows && tensor->cols == cols))
+        return 0;
+    return ll_cpu_fail(error, LL_E_UNSUPPORTED,
+                       "%s: is [%u, %u]; scales can be [1, 1], [%u, 1] or [%u, %u] here", name,
+                       tensor->rows, tensor->cols, out, rows, cols);
+}
+
 int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         struct ll_span *spans, uint32_t n_max, struct ll_text *error)
 {
     const struct ll_model_shape *shape = &weights->shape;
-    uint32_t rows, cols;
+    const bool is_scale = tensor->part == LL_PART_SCALE;
 
     if ((unsigned)tensor->role >= LL_TENSOR_ROLES)
         return ll_cpu_fail(error, LL_E_INVAL, "tensor role %d does not exist", (int)tensor->role);
-    struct name name = name_of(tensor->role, tensor->layer);
+    struct name name = name_of(tensor->role, tensor->layer, is_scale);
     if (is_per_layer(tensor->role) ? tensor->layer >= shape->n_layers : tensor->layer != 0)
         return ll_cpu_fail(error, LL_E_INVAL, "%s: the model has %u layers", name.s,
                            shape->n_layers);
-    if (tensor->part == LL_PART_KV_SCALE)
-        return 0; /* pages hold BF16 or F32 here: nothing to scale */
-    if (tensor->part != LL_PART_WEIGHT || tensor->dtype == LL_DTYPE_E4M3)
-        return ll_cpu_fail(error, LL_E_UNSUPPORTED,
-                           "%s: the cpu backend takes BF16, F16 and F32 weights, not FP8 (e4m3) "
-                           "with scales; use the checkpoint in BF16",
-                           name.s);
-    if (tensor->dtype != LL_DTYPE_BF16 && tensor->dtype != LL_DTYPE_F16 &&
-        tensor->dtype != LL_DTYPE_F32)
-        return ll_cpu_fail(error, LL_E_UNSUPPORTED, "%s: dtype %d is not BF16, F16 or F32", name.s,
-                           (int)tensor->dtype);
+    if (tensor->part == LL_PART_KV_SCALE || tensor->part == LL_PART_INPUT_SCALE)
+        return 0; /* pages hold BF16 or F32 here, activations fp32: nothing to scale */
+    if (tensor->dtype < LL_DTYPE_F32 || tensor->dtype > LL_DTYPE_E4M3)
+        return ll_cpu_fail(error, LL_E_UNSUPPORTED, "%s: dtype %d is not BF16, F16, F32 or F8_E4M3",
+                           name.s, (int)tensor->dtype);
     if (!has_tensor(shape, tensor->role, tensor->layer))
         return 0;
-    shape_of(shape, tensor->role, &rows, &cols);
-    if (tensor->rows != rows || tensor->cols != cols)
-        return ll_cpu_fail(error, LL_E_INVAL, "%s: is [%u, %u], the model's shape needs [%u, %u]",
-                           name.s, tensor->rows, tensor->cols, rows, cols);
-    uint64_t size = (uint64_t)rows * cols * ll_dtype_bytes(tensor->dtype);
+    int rc = is_scale ? check_scale(weights, tensor, name.s, error)
+                      : check_weight(weights, tensor, name.s, error);
+    if (rc < 0)
+        return rc;
+    uint64_t size = (uint64_t)tensor->rows * tensor->cols * ll_dtype_bytes(tensor->dtype);
     if (tensor->size_bytes != size)
         return ll_cpu_fail(error, LL_E_INVAL, "%s: %llu bytes, [%u, %u] of %s are %llu", name.s,
-                           (unsigned long long)tensor->size_bytes, rows, cols,
+                           (unsigned long long)tensor->size_bytes, tensor->rows, tensor->cols,
                            dtype_names[tensor->dtype], (unsigned long long)size);
     if (n_max < 1)
         return ll_cpu_fail(error, LL_E_INVAL, "%s: room for no span", name.s);
@@ -167,15 +212,26 @@ int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_te
     return 1;
 }
 
+static enum ll_cpu_form form_of(const struct ll_cpu_weights *weights,
+                                const struct ll_tensor *tensor)
+{
+    if (tensor->dtype == LL_DTYPE_E4M3)
+        return LL_FORM_E4M3;
+    if (tensor->part == LL_PART_SCALE || is_vector(tensor->role))
+        return LL_FORM_F32;
+    return tensor->dtype == LL_DTYPE_BF16 || weights->compute == LL_DTYPE_BF16 ? LL_FORM_BF16
+                                                                               : LL_FORM_F32;
+}
+
 /* Gives the tensor its memory. */
 static int make_room(const struct ll_cpu_weights *weights, struct ll_cpu_tensor *t,
-                     enum ll_tensor_role role, enum ll_dtype dtype, struct ll_text *error)
+                     const struct ll_tensor *tensor, struct ll_text *error)
 {
-    bool is_bf16 = dtype == LL_DTYPE_BF16 || weights->compute == LL_DTYPE_BF16;
-
-    t->m.form = is_bf16 && !is_vector(role) ? LL_FORM_BF16 : LL_FORM_F32; /* W2 */
-    shape_of(&weights->shape, role, &t->m.rows, &t->m.cols);
-    t->m.stride = (uint32_t)ll_align_up(t->m.cols, 16);
+    t->m.form = form_of(weights, tensor); /* W2 */
+    t->m.rows = tensor->rows;
+    t->m.cols = tensor->cols;
+    t->m.stride = tensor->part == LL_PART_SCALE ? tensor->cols
+                                                : (uint32_t)ll_align_up(tensor->cols, 16); /* W1 */
     size_t bytes = (size_t)t->m.rows * t->m.stride * ll_cpu_form_bytes(t->m.form);
     if (t->data != NULL && t->data_bytes != bytes) { /* reload in another dtype */
         ll_cpu_unmap(t->data, t->data_bytes);
@@ -187,7 +243,9 @@ static int make_room(const struct ll_cpu_weights *weights, struct ll_cpu_tensor 
         return ll_cpu_fail(error, -ENOMEM, "no memory for a weight of %zu MiB", bytes >> 20);
     t->data_bytes = bytes;
     t->m.data = t->data;
-    t->dtype = dtype;
+    t->m.scale = NULL;
+    t->m.n_scales = 0;
+    t->dtype = tensor->dtype;
     return 0;
 }
 
@@ -224,6 +282,8 @@ static float widen(const uint8_t *bytes, enum ll_dtype dtype)
     uint16_t half;
     float full;
 
+    if (dtype == LL_DTYPE_E4M3)
+        return ll_f32_from_e4m3(bytes[0]);
     memcpy(&half, bytes, sizeof(half));
     if (dtype == LL_DTYPE_BF16)
         return ll_f32_from_bf16(half);
@@ -239,8 +299,10 @@ static void put_number(struct ll_cpu_tensor *t, uint64_t index, float value)
 
     if (t->m.form == LL_FORM_BF16)
         ((uint16_t *)t->data)[at] = ll_bf16_from_f32(value);
-    else
+    else if (t->m.form == LL_FORM_F32)
         ((float *)t->data)[at] = value;
+    else
+        ((uint8_t *)t->data)[at] = ll_e4m3_from_f32(value);
 }
 
 /* Keeps bytes of a number that a piece's edge cuts; stores the number when it is whole. */
@@ -280,7 +342,8 @@ static void put_numbers(struct ll_cpu_tensor *t, uint64_t index, const uint8_t *
 {
     const uint32_t width = ll_dtype_bytes(t->dtype);
     const bool is_copy = (t->dtype == LL_DTYPE_BF16 && t->m.form == LL_FORM_BF16) ||
-                         (t->dtype == LL_DTYPE_F32 && t->m.form == LL_FORM_F32);
+                         (t->dtype == LL_DTYPE_F32 && t->m.form == LL_FORM_F32) ||
+                         (t->dtype == LL_DTYPE_E4M3 && t->m.form == LL_FORM_E4M3);
 
     if (!is_copy) {
         for (uint64_t i = 0; i < n; i++)
@@ -297,6 +360,23 @@ static void put_numbers(struct ll_cpu_tensor *t, uint64_t index, const uint8_t *
     }
 }
 
+/* Place of the first NaN among e4m3 numbers; n: none. */
+static size_t find_nan(const uint8_t *bytes, size_t n)
+{
+    size_t i = 0;
+
+    for (; i + 64 <= n; i += 64) { /* without a branch inside: 16 at a time */
+        uint8_t found = 0;
+        for (size_t k = 0; k < 64; k++)
+            found |= (uint8_t)((bytes[i + k] & 0x7f) == 0x7f);
+        if (found != 0)
+            break;
+    }
+    while (i < n && (bytes[i] & 0x7f) != 0x7f)
+        i++;
+    return i;
+}
+
 int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         uint64_t offset, const void *data, size_t n_bytes, struct ll_text *error)
 {
@@ -305,7 +385,8 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
 
     if (rc < 0)
         return rc;
-    struct name name = name_of(tensor->role, tensor->layer);
+    const bool is_scale = tensor->part == LL_PART_SCALE;
+    struct name name = name_of(tensor->role, tensor->layer, is_scale);
     if (rc == 0)
         return ll_cpu_fail(error, LL_E_INVAL, "%s was fed but is not wanted", name.s);
     if (!ll_span_fits(offset, n_bytes, span.size_bytes))
@@ -316,20 +397,25 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
         return 0;
     if (weights->is_sealed) { /* a reload into this set: what it held counts no more */
         weights->is_sealed = false;
-        for (size_t i = 0; i < (size_t)weights->shape.n_layers * LL_TENSOR_ROLES; i++) {
+        for (size_t i = 0; i < n_entries(weights); i++) {
             weights->tensor[i].n_got = weights->tensor[i].n_split = 0;
             weights->tensor[i].dtype = 0;
         }
     }
 
-    struct ll_cpu_tensor *t = &weights->tensor[tensor->layer * LL_TENSOR_ROLES + tensor->role];
+    struct ll_cpu_tensor *t = tensor_at(weights, tensor->role, tensor->layer, is_scale);
     if (t->dtype == 0)
-        rc = make_room(weights, t, tensor->role, tensor->dtype, error);
-    else if (t->dtype != tensor->dtype)
-        rc = ll_cpu_fail(error, LL_E_INVAL, "%s came as %s and as %s", name.s,
-                         dtype_names[t->dtype], dtype_names[tensor->dtype]);
+        rc = make_room(weights, t, tensor, error);
+    else if (t->dtype != tensor->dtype || t->m.rows != tensor->rows || t->m.cols != tensor->cols)
+        rc = ll_cpu_fail(error, LL_E_INVAL, "%s came as %s [%u, %u] and as %s [%u, %u]", name.s,
+                         dtype_names[t->dtype], t->m.rows, t->m.cols, dtype_names[tensor->dtype],
+                         tensor->rows, tensor->cols);
     if (rc < 0)
         return rc;
+    size_t nan = t->dtype == LL_DTYPE_E4M3 ? find_nan(data, n_bytes) : n_bytes;
+    if (nan < n_bytes)
+        return ll_cpu_fail(error, LL_E_INVAL, "%s: number %llu is a NaN: the file is damaged",
+                           name.s, (unsigned long long)(offset + nan));
 
     const uint32_t width = ll_dtype_bytes(t->dtype);
     const uint8_t *bytes = data;
@@ -354,70 +440,160 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
     return 0;
 }
 
+/* ---- seal ---------------------------------------------------------------------------------------
+ */
+/* What of a tensor has not come, in words; false: nothing is missing. */
+static bool say_missing(const struct ll_cpu_tensor *t, const char *name, struct ll_text *out)
+{
+    uint64_t size = (uint64_t)t->m.rows * t->m.cols * ll_dtype_bytes(t->dtype);
+
+    if (t->n_got == 1 && t->got[0].begin == 0 && t->got[0].end == size)
+        return false;
+    if (t->n_got == 0) {
+        ll_cpu_fail(out, 0, "%s has not come", name);
+        return true;
+    }
+    uint64_t begin = t->got[0].begin > 0 ? 0 : t->got[0].end;
+    uint64_t end = t->got[0].begin > 0 ? t->got[0].begin : t->n_got > 1 ? t->got[1].begin : size;
+    ll_cpu_fail(out, 0, "%s lacks bytes %llu to %llu of %llu", name, (unsigned long long)begin,
+                (unsigned long long)end, (unsigned long long)size);
+    return true;
+}
+
+/* The scales as products want them: a row's, or its blocks' (W5). */
+static int spread_scales(struct ll_cpu_tensor *t, const struct ll_cpu_tensor *from,
+                         const char *name, struct ll_text *error)
+{
+    const uint32_t n_blocks = (uint32_t)ll_div_ceil(t->m.cols, LL_CPU_SCALE_COLS);
+    const bool is_block = from->m.rows > 1 && from->m.rows < t->m.rows;
+    const uint32_t n = from->m.cols > 1 || is_block ? n_blocks : 1;
+    const float *in = from->data;
+
+    for (size_t i = 0; i < (size_t)from->m.rows * from->m.cols; i++)
+        if (!(in[i] >= 0 && in[i] <= 1e30f))
+            return ll_cpu_fail(error, LL_E_INVAL,
+                               "%s: number %zu is %g: a scale is 0 or more and finite", name, i,
+                               (double)in[i]);
+    free(t->scale);
+    t->scale = malloc((size_t)t->m.rows * n * sizeof(*t->scale));
+    if (t->scale == NULL)
+        return ll_cpu_fail(error, -ENOMEM, "%s: no memory for %u x %u numbers", name, t->m.rows, n);
+    for (uint32_t r = 0; r < t->m.rows; r++) {
+        uint32_t row = from->m.rows == 1           ? 0
+                       : from->m.rows == t->m.rows ? r
+                                                   : r / LL_CPU_SCALE_COLS;
+        for (uint32_t i = 0; i < n; i++)
+            t->scale[(size_t)r * n + i] =
+                in[(size_t)row * from->m.cols + (from->m.cols > 1 ? i : 0)] * LL_CPU_E4M3_UNIT;
+    }
+    t->m.scale = t->scale;
+    t->m.n_scales = n;
+    return 0;
+}
+
+/* All tensors there? *missing names the first that is not. */
+static uint32_t count_missing(const struct ll_cpu_weights *weights, struct ll_text *missing)
+{
+    uint32_t n = 0;
+
+    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
+        for (int role = 0; role < LL_TENSOR_ROLES; role++)
+            for (int is_scale = 0; is_scale < 2 && has_tensor(&weights->shape, role, layer);
+                 is_scale++) {
+                const struct ll_cpu_tensor *t = tensor_at(weights, role, layer, is_scale);
+                struct ll_text text;
+                if (is_scale && t->n_got == 0 &&
+                    tensor_at(weights, role, layer, false)->dtype != LL_DTYPE_E4M3)
+                    continue;
+                if (say_missing(t, name_of(role, layer, is_scale).s, &text) && n++ == 0)
+                    *missing = text; /* the first is named, the rest counted */
+            }
+    return n;
+}
+
 int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
 {
     struct ll_text missing = {""};
-    uint32_t n_missing = 0;
+    uint32_t n_missing = count_missing(weights, &missing);
 
-    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++) {
-        for (int role = 0; role < LL_TENSOR_ROLES; role++) {
-            if (!has_tensor(&weights->shape, role, layer))
-                continue;
-            const struct ll_cpu_tensor *t = &weights->tensor[layer * LL_TENSOR_ROLES + role];
-            uint64_t size = (uint64_t)t->m.rows * t->m.cols * ll_dtype_bytes(t->dtype);
-            if (t->n_got == 1 && t->got[0].begin == 0 && t->got[0].end == size)
-                continue;
-            if (n_missing++ > 0)
-                continue; /* the first is named, the rest counted */
-            struct name name = name_of(role, layer);
-            if (t->n_got == 0) {
-                ll_cpu_fail(&missing, 0, "%s has not come", name.s);
-            } else {
-                uint64_t begin = t->got[0].begin > 0 ? 0 : t->got[0].end;
-                uint64_t end = t->got[0].begin > 0 ? t->got[0].begin
-                               : t->n_got > 1      ? t->got[1].begin
-                                                   : size;
-                ll_cpu_fail(&missing, 0, "%s lacks bytes %llu to %llu of %llu", name.s,
-                            (unsigned long long)begin, (unsigned long long)end,
-                            (unsigned long long)size);
-            }
-        }
-    }
     if (n_missing > 1)
         return ll_cpu_fail(error, LL_E_INVAL,
                            "the checkpoint is not complete: %.200s, and %u more tensors", missing.s,
                            n_missing - 1);
     if (n_missing == 1)
         return ll_cpu_fail(error, LL_E_INVAL, "the checkpoint is not complete: %.200s", missing.s);
+    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
+        for (int role = 0; role < LL_TENSOR_ROLES; role++) {
+            struct ll_cpu_tensor *t = tensor_at(weights, role, layer, false);
+            const struct ll_cpu_tensor *scale = tensor_at(weights, role, layer, true);
+            struct name name = name_of(role, layer, true);
+            if (scale->n_got == 0)
+                continue;
+            if (t->dtype != LL_DTYPE_E4M3)
+                return ll_cpu_fail(error, LL_E_INVAL, "%s came, but the weight is not FP8 (e4m3)",
+                                   name.s);
+            int rc = spread_scales(t, scale, name.s, error);
+            if (rc < 0)
+                return rc;
+        }
+    for (size_t i = 1; i < n_entries(weights); i += 2) { /* as they came: not needed any more */
+        ll_cpu_unmap(weights->tensor[i].data, weights->tensor[i].data_bytes);
+        weights->tensor[i].data = NULL;
+    }
     weights->is_sealed = true;
     return 0;
 }
 
-int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, struct ll_text *error)
+static int dummy_tensor(struct ll_cpu_weights *weights, enum ll_tensor_role role, uint32_t layer,
+                        uint64_t seed, bool is_fp8, struct ll_text *error)
 {
-    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++) {
+    struct ll_tensor tensor = {.role = role, .layer = layer, .dtype = LL_DTYPE_BF16};
+    struct ll_cpu_tensor *t = tensor_at(weights, role, layer, false);
+    uint64_t state = seed ^ ((uint64_t)layer * LL_TENSOR_ROLES + (uint64_t)role) << 40, bits = 0;
+
+    shape_of(&weights->shape, role, &tensor.rows, &tensor.cols);
+    if (is_fp8)
+        tensor.dtype = LL_DTYPE_E4M3;
+    int rc = make_room(weights, t, &tensor, error);
+    if (rc < 0)
+        return rc;
+    /* Uniform of variance 1 / in keeps a product's output near 1; norms lie around 1. */
+    const float half_width = is_vector(role) ? 0.1f : sqrtf(3.0f / (float)t->m.cols);
+    const float middle = is_vector(role) ? 1.0f : 0.0f;
+    const uint64_t n = (uint64_t)t->m.rows * t->m.cols;
+    for (uint64_t i = 0; i < n; i++) {
+        if (i % 4 == 0)
+            bits = ll_splitmix64(&state);
+        /* An odd number of 2^-16: never zero, and it stays one as bf16, or as e4m3 of a range
+         * of 448. */
+        float u = (float)(2 * (int32_t)(bits & 0xffff) - 0xffff) * 0x1p-16f;
+        put_number(t, i, is_fp8 ? u * LL_E4M3_MAX : middle + half_width * u);
+        bits >>= 16;
+    }
+    if (!is_fp8)
+        return 0;
+    t->scale = malloc(t->m.rows * sizeof(*t->scale));
+    if (t->scale == NULL)
+        return ll_cpu_fail(error, -ENOMEM, "no memory for %u scales", t->m.rows);
+    for (uint32_t r = 0; r < t->m.rows; r++)
+        t->scale[r] = half_width / LL_E4M3_MAX * LL_CPU_E4M3_UNIT;
+    t->m.scale = t->scale;
+    t->m.n_scales = 1;
+    return 0;
+}
+
+int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, bool is_fp8,
+                         struct ll_text *error)
+{
+    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
         for (int role = 0; role < LL_TENSOR_ROLES; role++) {
             if (!has_tensor(&weights->shape, role, layer))
                 continue;
-            struct ll_cpu_tensor *t = &weights->tensor[layer * LL_TENSOR_ROLES + role];
-            int rc = make_room(weights, t, role, LL_DTYPE_BF16, error);
+            int rc = dummy_tensor(weights, role, layer, seed,
+                                  is_fp8 && is_linear(role) && role != LL_TENSOR_HEAD, error);
             if (rc < 0)
                 return rc;
-            /* Uniform of variance 1 / in keeps a product's output near 1; norms lie around 1. */
-            const float half_width = is_vector(role) ? 0.1f : sqrtf(3.0f / (float)t->m.cols);
-            const float middle = is_vector(role) ? 1.0f : 0.0f;
-            uint64_t state = seed ^ ((uint64_t)layer * LL_TENSOR_ROLES + (uint64_t)role) << 40;
-            uint64_t n = (uint64_t)t->m.rows * t->m.cols, bits = 0;
-            for (uint64_t i = 0; i < n; i++) {
-                if (i % 4 == 0)
-                    bits = ll_splitmix64(&state);
-                /* An odd number of 2^-16: never zero, and it stays one as bf16. */
-                float u = (float)(2 * (int32_t)(bits & 0xffff) - 0xffff) * 0x1p-16f;
-                put_number(t, i, middle + half_width * u);
-                bits >>= 16;
-            }
         }
-    }
     weights->is_sealed = true;
     return 0;
 }

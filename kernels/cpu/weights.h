@@ -7,7 +7,11 @@
  *       BF16 with bfloat16 (rounded). Norm vectors are always widened to F32
  *   W3  bytes come in any order and any split, also through the middle of a number; seal knows
  *       each range that has not come and names it
- *   W4  the head of a tied model is its embedding: not wanted, not stored */
+ *   W4  the head of a tied model is its embedding: not wanted, not stored
+ *   W5  linears may be e4m3, each matrix with a scale of its own: for all of it, for each row, or
+ *       for blocks of 128 x 128. They stay e4m3 (W8A16: weights are widened in the inner loops,
+ *       activations are not narrowed, so their scales are not wanted). seal spreads the scales to
+ *       one a row, or one a row and 128 columns. A NaN among weights or scales is refused */
 #ifndef KERNELS_CPU_WEIGHTS_H
 #define KERNELS_CPU_WEIGHTS_H
 
@@ -18,7 +22,9 @@ struct ll_cpu_matrix {
     const void *data;
     enum ll_cpu_form form;
     uint32_t rows, cols;
-    uint32_t stride; /* numbers from row to row: cols up to a multiple of 16 */
+    uint32_t stride;    /* numbers from row to row: cols up to a multiple of 16 */
+    const float *scale; /* e4m3: as in struct ll_cpu_rows */
+    uint32_t n_scales;
 };
 
 struct ll_cpu_range { /* bytes of the file's tensor, [begin, end) */
@@ -30,9 +36,10 @@ struct ll_cpu_split { /* a number of the file of which only some bytes have come
     uint8_t bytes[4], mask;
 };
 
-struct ll_cpu_tensor {
+struct ll_cpu_tensor { /* a weight, or its scales as they came */
     struct ll_cpu_matrix m;
-    void *data; /* m.data, writable */
+    void *data;   /* m.data, writable */
+    float *scale; /* m.scale, writable; from malloc */
     size_t data_bytes;
     enum ll_dtype dtype;      /* of the file; 0 before the first piece */
     struct ll_cpu_range *got; /* sorted, apart from each other */
@@ -45,7 +52,8 @@ struct ll_cpu_weights {
     enum ll_dtype compute; /* F32 or BF16 */
     int numa_node;
     bool is_sealed;
-    struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES]; layer 0 holds those without */
+    struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES][weight, scale]; layer 0 holds
+                                     those without */
 };
 
 /* -ENOMEM. A set opened or not (zeroed) may be closed. */
@@ -61,8 +69,9 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
 int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error);
 
 /* Fills the set with random numbers, none of them zero, that depend on nothing but seed and
- * shape, scaled so that activations stay near 1. -ENOMEM. */
-int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, struct ll_text *error);
+ * shape, scaled so that activations stay near 1; with is_fp8 the linears are e4m3. -ENOMEM. */
+int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, bool is_fp8,
+                         struct ll_text *error);
 
 /* Bytes that a set of BF16 files takes. */
 uint64_t ll_cpu_weights_bytes(const struct ll_model_shape *shape);
@@ -72,7 +81,7 @@ static inline const struct ll_cpu_matrix *ll_cpu_weight(const struct ll_cpu_weig
 {
     if (role == LL_TENSOR_HEAD && weights->shape.is_tied)
         role = LL_TENSOR_EMBED;
-    return &weights->tensor[layer * LL_TENSOR_ROLES + role].m;
+    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * 2].m;
 }
 
 #endif

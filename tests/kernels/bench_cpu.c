@@ -161,7 +161,7 @@ static double measure(void *(*probe)(void *), const char *base, size_t bytes, do
 struct model {
     const char *name;
     struct ll_model_shape shape;
-    bool is_dummy;
+    bool is_dummy, is_fp8;
     uint32_t prefill, context, n_decodes; /* tokens: sized so that a round takes about a second */
 };
 
@@ -266,11 +266,12 @@ static void bench_model(const struct model *m, int n_threads)
                                          .n_pages = 256,
                                          .pages_per_seq = 16,
                                          .dtype = LL_DTYPE_BF16,
-                                         .has_dummy_weights = m->is_dummy};
+                                         .has_dummy_weights = m->is_dummy,
+                                         .extra = m->is_fp8 ? "weights=fp8" : NULL};
     struct ll_backend_caps caps;
     struct ll_device *device = demo_open(s, options, &caps);
     /* The embedding is read a row at a time; tied, it is the head. */
-    const double bytes = 2 * (linear_params(s) + head_params(s));
+    const double bytes = (m->is_fp8 ? 1 : 2) * linear_params(s) + 2 * head_params(s);
     const size_t buffer_bytes = (size_t)bytes & ~(size_t)4095;
     char *buffer = aligned_alloc(4096, buffer_bytes);
 
@@ -328,6 +329,10 @@ int main(int argc, char **argv)
                                          .rms_eps = 1e-5f,
                                          .rope_theta = 500000}};
 
+    struct model wide_fp8 = wide;
+    wide_fp8.name = "the same, FP8";
+    wide_fp8.is_fp8 = true;
+
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--json") == 0)
             is_json = true;
@@ -341,12 +346,13 @@ int main(int argc, char **argv)
         }
     }
     printf(is_json ? "[\n"
-                   : "| model (bf16) | style | threads | tokens/s | limit | reached |\n"
+                   : "| model (bf16 arithmetic) | style | threads | tokens/s | limit | reached |\n"
                      "|---|---|---|---|---|---|\n");
     for (int n_threads = 1; n_threads <= (is_cpu_time ? 1 : THREADS_MAX); n_threads++) {
         if (demo_shape(&demo.shape))
             bench_model(&demo, n_threads);
         bench_model(&wide, n_threads);
+        bench_model(&wide_fp8, n_threads);
     }
     if (is_json)
         printf("\n]\n");

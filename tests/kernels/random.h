@@ -4,7 +4,7 @@
 #define TESTS_KERNELS_RANDOM_H
 
 #include "base/rng.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 #include "tests/harness.h"
 
 #include <math.h>

@@ -22,25 +22,33 @@ static void *random_form(size_t n, enum ll_cpu_form form)
         float x = random_skewed(i);
         if (form == LL_FORM_F32)
             ((float *)data)[i] = x;
-        else
+        else if (form == LL_FORM_BF16)
             ((uint16_t *)data)[i] = ll_bf16_from_f32(x);
+        else
+            ((uint8_t *)data)[i] = ll_e4m3_from_f32(x * 4);
     }
     return data;
 }
 
 static double number_of(const void *data, size_t i, enum ll_cpu_form form)
 {
+    if (form == LL_FORM_E4M3)
+        return (double)ll_f32_from_e4m3(((const uint8_t *)data)[i]);
     return form == LL_FORM_F32 ? (double)((const float *)data)[i]
                                : (double)ll_f32_from_bf16(((const uint16_t *)data)[i]);
 }
 
 /* ---- products -----------------------------------------------------------------------------------
  */
-static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll_cpu_form form)
+/* n_scales: 0, 1, or more: one each 128 columns. */
+static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll_cpu_form form,
+                       uint32_t n_scales)
 {
     const size_t n_out = (size_t)n_rows * n_tokens, ld_w = k16 + 32, ld_x = k16 + 16;
-    void *w = random_form(n_rows * ld_w, form);
+    n_scales = n_scales > 1 ? (uint32_t)ll_div_ceil(k16, LL_CPU_SCALE_COLS) : n_scales;
+    void *data = random_form(n_rows * ld_w, form);
     float *x = random_form(n_tokens * ld_x, LL_FORM_F32), *out[3];
+    float *scale = n_scales > 0 ? random_form((size_t)n_rows * n_scales, LL_FORM_F32) : NULL;
     double *want = malloc(n_out * sizeof(*want));
     double worst_sum = 0;
 
@@ -48,7 +56,10 @@ static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll
         for (uint32_t r = 0; r < n_rows; r++) {
             double sum = 0, sizes = 0;
             for (uint32_t k = 0; k < k16; k++) {
-                double y = number_of(w, r * ld_w + k, form) * (double)x[m * ld_x + k];
+                double y = number_of(data, r * ld_w + k, form) * (double)x[m * ld_x + k];
+                if (scale != NULL)
+                    y *= (double)scale[r * n_scales + (n_scales > 1 ? k / LL_CPU_SCALE_COLS : 0)] /
+                         (double)LL_CPU_E4M3_UNIT;
                 sum += y;
                 sizes += fabs(y);
             }
@@ -56,9 +67,10 @@ static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll
             worst_sum = sizes > worst_sum ? sizes : worst_sum;
         }
     }
+    struct ll_cpu_rows w = {data, form, ld_w, scale, n_scales};
     for (int i = 0; i < n_inners; i++) {
         out[i] = poisoned(n_out);
-        inners[i]->dots(out[i], n_rows, w, form, ld_w, x, ld_x, n_rows, n_tokens, k16);
+        inners[i]->dots(out[i], n_rows, &w, x, ld_x, n_rows, n_tokens, k16);
         check_guard(out[i], n_out);
         assert_within(distance(out[i], want, n_out), F32_TOLERANCE, inners[i]->name);
         for (size_t j = 0; j < n_out; j++) /* no single one is far off either */
@@ -70,16 +82,18 @@ static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll
         uint32_t r = (uint32_t)ll_splitmix64(&random_state) % n_rows;
         uint32_t m = (uint32_t)ll_splitmix64(&random_state) % n_tokens;
         float *one = poisoned(1);
-        inners[i]->dots(one, 1, (char *)w + r * ld_w * ll_cpu_form_bytes(form), form, ld_w,
-                        x + m * ld_x, ld_x, 1, 1, k16);
+        w.data = (char *)data + r * ld_w * ll_cpu_form_bytes(form);
+        w.scale = scale != NULL ? scale + (size_t)r * n_scales : NULL;
+        inners[i]->dots(one, 1, &w, x + m * ld_x, ld_x, 1, 1, k16);
         check_guard(one, 1);
         assert_same_bits(one, out[0] + (size_t)m * n_rows + r, 1, "alone");
         free(one);
     }
     for (int i = 0; i < n_inners; i++)
         free(out[i]);
-    free(w);
+    free(data);
     free(x);
+    free(scale);
     free(want);
 }
 
@@ -90,13 +104,36 @@ static void a_product_is_within_fp32_of_double_and_the_same_in_every_table(void 
 
     (void)state;
     for (size_t r = 0; r < LL_COUNT(rows); r++)
-        for (uint32_t m = 1; m <= 14; m++)
-            check_dots(rows[r], m, lengths[(r + m) % LL_COUNT(lengths)], (r + m) / 2 % 2);
+        for (uint32_t m = 1; m <= 14; m++) {
+            check_dots(rows[r], m, lengths[(r + m) % LL_COUNT(lengths)], (r + m) / 2 % 2, 0);
+            check_dots(rows[r], m, lengths[(r + m + 3) % LL_COUNT(lengths)], LL_FORM_E4M3,
+                       1 + (r + m) / 2 % 2);
+        }
     for (size_t k = 0; k < LL_COUNT(lengths); k++) {
-        check_dots(11, 1, lengths[k], LL_FORM_BF16);
-        check_dots(11, 3, lengths[k], LL_FORM_F32);
-        check_dots(7, 48, lengths[k], LL_FORM_BF16);
+        check_dots(11, 1, lengths[k], LL_FORM_BF16, 0);
+        check_dots(11, 3, lengths[k], LL_FORM_F32, 0);
+        check_dots(7, 48, lengths[k], LL_FORM_BF16, 0);
+        check_dots(11, 1, lengths[k], LL_FORM_E4M3, 1);
+        check_dots(13, 48, lengths[k], LL_FORM_E4M3, 2);
     }
+}
+
+/* Each of the 254 numbers, also the subnormal ones, is the one the format means. */
+static void every_e4m3_weight_is_read_as_what_it_is(void **state)
+{
+    (void)state;
+    for (int i = 0; i < n_inners; i++)
+        for (int code = 0; code < 256; code++) {
+            uint8_t row[16] = {0};
+            float x[16] = {0}, out, scale = LL_CPU_E4M3_UNIT;
+            if ((code & 0x7f) == 0x7f)
+                continue;
+            row[code % 16] = (uint8_t)code;
+            x[code % 16] = 1;
+            inners[i]->dots(&out, 1, &(struct ll_cpu_rows){row, LL_FORM_E4M3, 16, &scale, 1}, x, 16,
+                            1, 1, 16);
+            assert_true(out == ll_f32_from_e4m3((uint8_t)code));
+        }
 }
 
 /* A whole matrix through the items of every cut, columns that are no multiple of 16. */
@@ -118,7 +155,7 @@ static void a_cut_matrix_gives_what_the_whole_one_does(void **state)
             w[i] = i % stride < n_cols ? ll_bf16_from_f32(random_skewed(i)) : 0;
         for (size_t i = 0; i < (size_t)n_tokens * stride; i++)
             x[i] = i % stride < n_cols ? random_skewed(i) : 0;
-        const struct ll_cpu_matrix m = {w, LL_FORM_BF16, n_rows, n_cols, stride};
+        const struct ll_cpu_matrix m = {w, LL_FORM_BF16, n_rows, n_cols, stride, NULL, 0};
         float *want = poisoned(n_tokens * ld_y), *first = poisoned(n_tokens * ld_y);
 
         for (uint32_t n_wanted = 1; n_wanted < 20; n_wanted += 9) {
@@ -555,8 +592,8 @@ static void an_embedding_row_is_widened_exactly(void **state)
         half[i] = ll_bf16_from_f32(random_unit());
         full[i] = random_unit();
     }
-    const struct ll_cpu_matrix a = {half, LL_FORM_BF16, V, E, STRIDE},
-                               b = {full, LL_FORM_F32, V, E, STRIDE};
+    const struct ll_cpu_matrix a = {half, LL_FORM_BF16, V, E, STRIDE, NULL, 0},
+                               b = {full, LL_FORM_F32, V, E, STRIDE, NULL, 0};
     for (uint32_t t = 0; t < V; t++) {
         ll_cpu_embed(out, &a, t);
         for (int i = 0; i < E; i++)
@@ -574,6 +611,7 @@ int main(void)
     static const char *const names[] = {"portable", "avx2", "avx512"};
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_product_is_within_fp32_of_double_and_the_same_in_every_table),
+        cmocka_unit_test(every_e4m3_weight_is_read_as_what_it_is),
         cmocka_unit_test(a_cut_matrix_gives_what_the_whole_one_does),
         cmocka_unit_test(rmsnorm_and_swiglu_are_within_fp32_of_double),
         cmocka_unit_test(adding_and_storing_round_where_told_and_keep_nan),

@@ -2,7 +2,7 @@
 /* tests/kernels/test_cpu_step.c - whole steps of the CPU backend on small random models: what may
  * not change a bit (batch, chunks, pages, threads, instruction set), slots, swaps, bad batches. */
 #include "kernels/cpu/device.h"
-#include "kernels/cpu/numbers.h"
+#include "base/numbers.h"
 #include "base/rng.h"
 #include "base/clock.h"
 #include "ll/client.h"
@@ -643,11 +643,9 @@ static void weights_that_cannot_be_used_are_refused_in_words(void **state)
     struct ll_text error = {""};
     struct ll_span span;
     struct ll_device *device = open_fed(LL_DTYPE_BF16);
-    struct ll_tensor t = tensor_of(LL_TENSOR_Q, LL_DTYPE_E4M3);
+    struct ll_tensor t;
 
     (void)state;
-    assert_int_equal(backend->want(device, &t, &span, 1, &error), LL_E_UNSUPPORTED);
-    assert_non_null(strstr(error.s, "FP8"));
     t = tensor_of(LL_TENSOR_Q, LL_DTYPE_BF16);
     t.rows--;
     assert_int_equal(backend->want(device, &t, &span, 1, &error), LL_E_INVAL);
@@ -698,7 +696,7 @@ static void dummy_weights_are_random_never_zero_and_follow_the_seed(void **state
     (void)state;
     for (int i = 0; i < 3; i++) {
         assert_int_equal(ll_cpu_weights_open(&w[i], &shape, LL_DTYPE_BF16, -1, &error), 0);
-        assert_int_equal(ll_cpu_weights_dummy(&w[i], i == 2 ? 6 : 5, &error), 0);
+        assert_int_equal(ll_cpu_weights_dummy(&w[i], i == 2 ? 6 : 5, false, &error), 0);
     }
     for (int role = 0; role < LL_TENSOR_ROLES; role++) {
         const struct ll_cpu_matrix *m = ll_cpu_weight(&w[0], 0, role);
