@@ -312,18 +312,25 @@ static int map_all(struct ll_client *client, const struct ll_msg_offer *o, int *
     return rc;
 }
 
-/* Views into the regions; sizes and offsets from the offer, which is ours alone. */
+/* The whole of REQ and RSP must be there before MAPPED: whoever touches a page first pays for it,
+ * and for these the runtime does not (region.h). */
+static int touch(const struct ll_region *region, int advice)
+{
+    if (madvise(region->base, region->size_bytes, advice) < 0)
+        return LL_ERRNO("touching %zu bytes of shared memory", region->size_bytes);
+    return 0;
+}
+
+/* Views into the regions; sizes and offsets from the offer, which is ours alone. Before READY
+ * nothing stands in REQ and RSP. */
 static int make_views(struct ll_client *client, const struct ll_msg_offer *o)
 {
     uint8_t *req = client->req_region.base;
     const uint8_t *rsp = client->rsp_region.base;
-    const struct ll_req_head *req_head = client->req_region.base;
 
     client->info = client->info_region.base;
     client->rsp_head = client->rsp_region.base;
     REQUIRE(client->info->magic == LL_INFO_MAGIC && client->info->epoch == o->epoch);
-    REQUIRE(req_head->magic == LL_REQ_MAGIC && req_head->client_id == o->client_id);
-    REQUIRE(client->rsp_head->magic == LL_RSP_MAGIC && client->rsp_head->client_id == o->client_id);
     client->client_id = o->client_id;
     client->incarnation = o->incarnation;
     client->n_slots = o->n_slots;
@@ -337,9 +344,22 @@ static int make_views(struct ll_client *client, const struct ll_msg_offer *o)
     ll_event_reader_init(&client->events, (const struct ll_event *)(rsp + o->rsp_off_events),
                          o->rsp_log2_events, &client->hot->cons_pos, 0);
     if (o->req_off_bell != 0)
-        return ll_bell_attach(&client->bell, req + o->req_off_bell, ll_bell_bytes(o->bell_log2),
-                              o->bell_log2);
+        return 0;
     return ll_bell_attach(&client->bell, client->bell_region.base, client->bell_region.size_bytes,
+                          o->bell_log2);
+}
+
+/* After READY: what the runtime has written is meant for us. */
+static int check_heads(struct ll_client *client, const struct ll_msg_offer *o)
+{
+    uint8_t *req = client->req_region.base;
+    const struct ll_req_head *req_head = client->req_region.base;
+
+    REQUIRE(req_head->magic == LL_REQ_MAGIC && req_head->client_id == o->client_id);
+    REQUIRE(client->rsp_head->magic == LL_RSP_MAGIC && client->rsp_head->client_id == o->client_id);
+    if (o->req_off_bell == 0)
+        return 0;
+    return ll_bell_attach(&client->bell, req + o->req_off_bell, ll_bell_bytes(o->bell_log2),
                           o->bell_log2);
 }
 
@@ -404,14 +424,6 @@ static int make_epoll(struct ll_client *client)
     return 0;
 }
 
-/* Touches shared pages now, so that no submit pays for it. Best effort: later is slower, not
- * wrong. */
-static void populate(const struct ll_region *region, int advice)
-{
-    if (region->base != NULL && madvise(region->base, region->size_bytes, advice) < 0)
-        return;
-}
-
 /* ---- open and close
  * -----------------------------------------------------------------------------*/
 
@@ -448,6 +460,10 @@ static int shake_hands(struct ll_client *client, const struct ll_client_options 
         rc = make_memory(client);
     if (rc == 0)
         rc = make_epoll(client);
+    if (rc == 0)
+        rc = touch(&client->req_region, MADV_POPULATE_WRITE);
+    if (rc == 0)
+        rc = touch(&client->rsp_region, MADV_POPULATE_READ);
     if (rc < 0)
         return rc;
 
@@ -461,9 +477,7 @@ static int shake_hands(struct ll_client *client, const struct ll_client_options 
         return rc;
     close_all(fds, n_fds);
     REQUIRE(message.ready.epoch == offer.epoch);
-    populate(&client->req_region, MADV_POPULATE_WRITE);
-    populate(&client->rsp_region, MADV_POPULATE_READ);
-    return 0;
+    return check_heads(client, &offer);
 }
 
 static void close_if(int fd)

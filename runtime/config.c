@@ -97,7 +97,7 @@ static const struct ll_option options[] = {
      LL_ATTACHMENTS_MAX, NULL, "512", NULL, "of one uid"},
     {"Clients", "max-slots", LL_OPTION_U32, AT(max_slots), LL_SLOTS_MIN, LL_SLOTS_MAX, NULL, "1024",
      "requests", "open at once, a client"},
-    {"Clients", "max-slots-per-user", LL_OPTION_U32, AT(max_slots_per_domain), LL_SLOTS_MIN,
+    {"Clients", "max-slots-per-user", LL_OPTION_U32, AT(max_slots_per_user), LL_SLOTS_MIN,
      1 << 18, NULL, "16384", "requests", "open at once, a user"},
     {"Clients", "max-arena-bytes", LL_OPTION_BYTES, AT(max_arena_bytes), 64 * KIB,
      LL_ARENA_BYTES_MAX, NULL, "64M", "bytes", "for prompts on the way, a client"},

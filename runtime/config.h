@@ -65,7 +65,7 @@ struct ll_config {
     /* clients */
     char socket[101], admin_socket[108]; /* the control socket has a lock file beside it */
     uint32_t isolate;
-    uint32_t max_clients, max_clients_per_user, max_slots, max_slots_per_domain;
+    uint32_t max_clients, max_clients_per_user, max_slots, max_slots_per_user;
     uint64_t max_arena_bytes, max_arena_bytes_per_user;
 
     uint32_t log_level;

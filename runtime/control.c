@@ -22,7 +22,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#define N_SLOTS_DOMAIN     16384u
+#define N_SLOTS_UID        16384u
 #define ARENA_BYTES_UID    (1ull << 30)
 #define DRAIN_NS           (30 * LL_NS_PER_S)
 #define DRAIN_SLACK_NS     (2 * LL_NS_PER_S) /* the step thread ends what is left at the deadline */
@@ -68,8 +68,8 @@ static int check_options(struct ll_control_options *o)
         o->n_per_uid_max = o->n_attachments_max;
     if (o->n_slots_max == 0)
         o->n_slots_max = LL_SLOTS_MAX;
-    if (o->n_slots_domain_max == 0)
-        o->n_slots_domain_max = N_SLOTS_DOMAIN;
+    if (o->n_slots_uid_max == 0)
+        o->n_slots_uid_max = N_SLOTS_UID;
     if (o->arena_bytes_max == 0)
         o->arena_bytes_max = LL_ARENA_BYTES_MAX;
     if (o->arena_bytes_uid_max == 0)
@@ -84,8 +84,8 @@ static int check_options(struct ll_control_options *o)
     if (o->n_slots_max < LL_SLOTS_MIN || o->n_slots_max > LL_SLOTS_MAX)
         return LL_ERR(LL_E_INVAL, "slots of a client: %u, must be %u .. %u", o->n_slots_max,
                       LL_SLOTS_MIN, LL_SLOTS_MAX);
-    if (o->n_slots_domain_max < o->n_slots_max || o->n_slots_domain_max > 1u << 19)
-        return LL_ERR(LL_E_INVAL, "slots of a user: %u, must be %u .. %u", o->n_slots_domain_max,
+    if (o->n_slots_uid_max < o->n_slots_max || o->n_slots_uid_max > 1u << 19)
+        return LL_ERR(LL_E_INVAL, "slots of a user: %u, must be %u .. %u", o->n_slots_uid_max,
                       o->n_slots_max, 1u << 19);
     if (o->arena_bytes_max < 65536 || o->arena_bytes_max > LL_ARENA_BYTES_MAX)
         return LL_ERR(LL_E_INVAL, "arena of a client: %u bytes, must be 65536 .. %u",
@@ -112,7 +112,7 @@ static int make_memory(struct ll_control *control)
 
     control->n_places = options->n_attachments_max;
     control->n_connections = control->n_places + LL_CONTROL_PENDING_MAX;
-    control->bell_log2 = ll_log2_floor(ll_pow2_ceil(2ull * options->n_slots_domain_max));
+    control->bell_log2 = ll_log2_floor(ll_pow2_ceil(2ull * options->n_slots_uid_max));
     control->connection = calloc(control->n_connections, sizeof(*control->connection));
     control->place = calloc(control->n_places, sizeof(*control->place));
     control->domain = calloc(control->n_places, sizeof(*control->domain));

@@ -35,7 +35,7 @@ struct ll_control_options {
     uint32_t n_attachments_max;   /* 1 .. LL_ATTACHMENTS_MAX; 0: all */
     uint32_t n_per_uid_max;       /* attachments of one uid; 0: n_attachments_max */
     uint32_t n_slots_max;         /* of one attachment, LL_SLOTS_MIN ..; 0: LL_SLOTS_MAX */
-    uint32_t n_slots_domain_max;  /* of all clients of a domain; 0: 16384 */
+    uint32_t n_slots_uid_max;     /* of all attachments of one uid; 0: 16384 */
     uint32_t arena_bytes_max;     /* of one attachment; 0: LL_ARENA_BYTES_MAX */
     uint64_t arena_bytes_uid_max; /* of all attachments of one uid; 0: 1 GiB */
     uint64_t drain_ns;            /* grace of a drain; 0: 30 s */

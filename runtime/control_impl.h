@@ -3,7 +3,8 @@
  *
  *   control.c         the loop: epoll, signals, mail, drain
  *   control_socket.c  the path: lock, bind, accept, who the peer is
- *   control_attach.c  HELLO to READY: quotas, domains, regions, seals; and their end */
+ *   control_attach.c  the messages, HELLO to READY, and a connection's end
+ *   control_regions.c what an attachment has: quotas, domains, regions, seals; and their end */
 #ifndef RUNTIME_CONTROL_IMPL_H
 #define RUNTIME_CONTROL_IMPL_H
 
@@ -89,6 +90,24 @@ void ll_control_unbind(struct ll_control *control);
 void ll_control_accept(struct ll_control *control);
 /* Watches the peer's process; *pid_fd -1 where the kernel cannot. -ESRCH: it has gone already. */
 int ll_control_open_pidfd(int fd, pid_t pid, int *pid_fd);
+
+/* Where things lie in REQ and RSP of one client. */
+struct ll_layout {
+    uint32_t off_hot, off_slots, off_bell, off_arena, arena_bytes, bell_log2, n_slots;
+    size_t req_bytes;
+    uint32_t off_rst, off_events, log2_events;
+    size_t rsp_bytes;
+};
+
+/* control_regions.c */
+/* Regions, domain and descriptors for what a HELLO asks, within the quotas; nothing in REQ and RSP
+ * is touched yet. */
+int ll_control_make_attachment(struct ll_control *control, struct ll_connection *connection,
+                               const struct ll_msg_hello *hello, struct ll_layout *layout);
+/* After MAPPED: seals, checks that the client has touched every page, and writes what it reads
+ * there first. */
+int ll_control_take_regions(struct ll_control *control, struct ll_attachment *attachment);
+void ll_control_free_attachment(struct ll_control *control, struct ll_attachment *attachment);
 
 /* control_attach.c */
 /* A REFUSE (or KICK) with a code and the words; best effort. */

@@ -224,7 +224,7 @@ static int make_control(struct server *server)
         .n_attachments_max = config->max_clients,
         .n_per_uid_max = (uint32_t)ll_min_u64(config->max_clients_per_user, config->max_clients),
         .n_slots_max = config->max_slots,
-        .n_slots_domain_max = config->max_slots_per_domain,
+        .n_slots_uid_max = config->max_slots_per_user,
         .arena_bytes_max = (uint32_t)config->max_arena_bytes,
         .arena_bytes_uid_max = config->max_arena_bytes_per_user,
         .drain_ns = config->drain_timeout_s * LL_NS_PER_S,

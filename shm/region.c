@@ -167,6 +167,22 @@ int ll_region_populate(const struct ll_region *region, bool *locked)
     return 0;
 }
 
+bool ll_region_is_whole(const struct ll_region *region)
+{
+    struct stat st;
+
+    /* In units of 512 bytes, pages in swap included. */
+    return fstat(region->fd, &st) == 0 && (uint64_t)st.st_blocks * 512 >= region->size_bytes;
+}
+
+int ll_region_empty(const struct ll_region *region)
+{
+    if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                  (off_t)region->size_bytes) != 0)
+        return LL_ERRNO("giving back %zu bytes of shared memory", region->size_bytes);
+    return 0;
+}
+
 /* Is fd memory of this size with these seals? */
 static int check_memory(int fd, size_t size_bytes, int wanted, const char *what)
 {

@@ -4,12 +4,21 @@
  * The runtime makes every region as an anonymous memfd (4 KiB pages, never hugetlb: a hole punched
  * into shared huge pages is a SIGBUS), so nothing outlives the processes. The order of a hand-over
  * is law:
- *   client-written (REQ):   make, seal SHRINK|GROW, send, peer maps, seal FUTURE_WRITE|SEAL,
- *                           verify, only then populate and mlock
- *   runtime-written (INFO, RSP, STAT): make, map, seal all with FUTURE_WRITE, send
+ *   client-written (REQ):   make, seal SHRINK|GROW, send, peer maps and touches every page, seal
+ *                           FUTURE_WRITE|SEAL, verify, verify that every page is there, only then
+ *                           map pages and mlock
+ *   runtime-written (INFO, STAT): make, map, seal all with FUTURE_WRITE, send
+ *   the same for one peer (RSP): likewise; the peer maps it and touches every page, verify that
  *   constant (TOK): make, map, fill, unmap, seal all with WRITE, send. FUTURE_WRITE lets the writer
  * go on through the mapping it has; only WRITE makes what a client has checked once stay so
- *   many-written (BELL):    make, map, seal SHRINK|GROW|SEAL, send */
+ *   many-written (BELL):    make, map, seal SHRINK|GROW|SEAL, send; emptied at the end
+ *
+ * The kernel charges a page to the control group of who touches it first, until the last mapping
+ * and descriptor are gone; what the seals keep a client from taking away the runtime cannot take
+ * away either. So a client that never lets go would leave the runtime to pay, attachment for
+ * attachment: that is why the client touches REQ and RSP, and the runtime only looks. BELL can have
+ * holes, so the runtime gives its pages back. What a kept descriptor still costs the runtime is the
+ * kernel's own: shm/README.md has the figure. */
 #ifndef SHM_REGION_H
 #define SHM_REGION_H
 
@@ -40,6 +49,13 @@ int ll_region_seal_const(struct ll_region *region);
 /* Touches every page (an error, never SIGBUS) and locks them as far as RLIMIT_MEMLOCK allows;
  * *locked says whether it did. */
 int ll_region_populate(const struct ll_region *region, bool *locked);
+
+/* Are all its pages there, whoever touched them? Holes cannot come back once it is sealed. */
+bool ll_region_is_whole(const struct ll_region *region);
+
+/* Gives the pages back, whoever still maps the region: they read as zeros from now on, and who
+ * writes pays. Not of a region sealed with FUTURE_WRITE: -EPERM. */
+int ll_region_empty(const struct ll_region *region);
 
 /* Client side: maps a received descriptor after checking its size and that it can neither shrink
  * nor grow. Not inherited over fork. LL_E_PROTOCOL when the runtime sent something else. */

@@ -141,22 +141,49 @@ static void say(int fd, const void *message, size_t n)
     assert_int_equal(send(fd, message, n, MSG_NOSIGNAL), n);
 }
 
-/* HELLO and OFFER; what came with it is closed but for REQ's descriptor. */
-static struct ll_msg_offer greet(int fd, int *req_fd)
+/* HELLO and OFFER, and all that came with it. */
+static struct ll_msg_offer ask(int fd, int fds[LL_FD_COUNT])
 {
     struct ll_msg_hello hello = a_hello();
     union ll_heard message;
-    int fds[LL_FD_COUNT], n_fds;
+    int n_fds;
 
     say(fd, &hello, sizeof(hello));
     assert_int_equal(hear(fd, &message, fds, &n_fds), LL_MSG_OFFER);
     assert_int_equal(__builtin_popcount(message.offer.fd_mask), n_fds);
-    for (int i = 0; i < n_fds; i++)
-        if (i != LL_FD_REQ || req_fd == NULL)
-            close(fds[i]);
-        else
-            *req_fd = fds[i];
+    for (int i = n_fds; i < LL_FD_COUNT; i++)
+        fds[i] = -1;
     return message.offer;
+}
+
+static void touch(int fd, size_t n_bytes, bool is_writable)
+{
+    int protection = is_writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    volatile uint8_t *at = mmap(NULL, n_bytes, protection, MAP_SHARED, fd, 0);
+
+    assert_ptr_not_equal(at, MAP_FAILED);
+    for (size_t i = 0; i < n_bytes; i += 4096) {
+        uint8_t byte = at[i];
+        if (is_writable)
+            at[i] = byte;
+    }
+    assert_int_equal(munmap((void *)(uintptr_t)at, n_bytes), 0);
+}
+
+/* The same with the client's duties done; what came is closed but for REQ's descriptor. */
+static struct ll_msg_offer greet(int fd, int *req_fd)
+{
+    int fds[LL_FD_COUNT];
+    struct ll_msg_offer offer = ask(fd, fds);
+
+    touch(fds[LL_FD_REQ], offer.req_bytes, true);
+    touch(fds[LL_FD_RSP], offer.rsp_bytes, false);
+    for (int i = 0; i < LL_FD_COUNT; i++)
+        if (fds[i] >= 0 && (i != LL_FD_REQ || req_fd == NULL))
+            close(fds[i]);
+    if (req_fd != NULL)
+        *req_fd = fds[LL_FD_REQ];
+    return offer;
 }
 
 /* ---- the runtime and a bad client
@@ -320,6 +347,63 @@ static void a_client_that_seals_first_is_dropped(void **state)
     assert_nothing_left(*state);
 }
 
+static uint64_t n_resident(int fd)
+{
+    struct stat st;
+
+    assert_int_equal(fstat(fd, &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+/* Whoever touches a page first pays for it until nobody has it any more. */
+static void the_client_pays_for_its_memory(void **state)
+{
+    int fds[LL_FD_COUNT];
+    union ll_heard message;
+
+    for (int lacks = 0; lacks < 4; lacks++) {
+        int fd = dial(*state);
+        struct ll_msg_offer offer = ask(fd, fds);
+        struct ll_msg_mapped mapped = {.head = {LL_MSG_MAGIC, LL_MSG_MAPPED, sizeof(mapped)},
+                                       .epoch = offer.epoch};
+        assert_int_equal(n_resident(fds[LL_FD_REQ]), 0);
+        assert_int_equal(n_resident(fds[LL_FD_RSP]), 0);
+        touch(fds[LL_FD_REQ], offer.req_bytes - (lacks == 1 ? 4096 : 0), true);
+        touch(fds[LL_FD_RSP], offer.rsp_bytes - (lacks == 2 ? 4096 : 0), false);
+        if (lacks == 3)
+            assert_int_equal(
+                fallocate(fds[LL_FD_REQ], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 4096),
+                0);
+        say(fd, &mapped, sizeof(mapped));
+        if (lacks == 0)
+            assert_int_equal(hear(fd, &message, NULL, NULL), LL_MSG_READY);
+        else
+            assert_refused(dup(fd), LL_E_PROTOCOL);
+        for (int i = 0; i < LL_FD_COUNT; i++)
+            close(fds[i]);
+        close(fd);
+    }
+    echo_await(&((struct echo *)*state)->knobs->n_detached, 1);
+    assert_nothing_left(*state);
+}
+
+/* The request ring of a user is the runtime's to pay, and may have holes: it is emptied. */
+static void a_kept_bell_is_empty_when_its_clients_have_left(void **state)
+{
+    struct echo *echo = *state;
+    int fds[LL_FD_COUNT], fd = dial(echo);
+
+    ask(fd, fds);
+    assert_true(n_resident(fds[LL_FD_BELL]) > 0);
+    close(fd);
+    for (int i = 0; i < 5000 && n_resident(fds[LL_FD_BELL]) > 0; i++)
+        usleep(1000);
+    assert_int_equal(n_resident(fds[LL_FD_BELL]), 0);
+    for (int i = 0; i < LL_FD_COUNT; i++)
+        close(fds[i]);
+    assert_nothing_left(echo);
+}
+
 static void after_ready_memory_cannot_be_taken_away(void **state)
 {
     int req_fd = -1, fd = dial(*state);
@@ -427,7 +511,7 @@ static void quotas_are_named(void **state)
 
     echo->options.n_per_uid_max = 2;
     echo->options.n_slots_max = 64;
-    echo->options.n_slots_domain_max = 96;
+    echo->options.n_slots_uid_max = 96;
     echo->options.arena_bytes_max = 1u << 20;
     echo->options.arena_bytes_uid_max = 3u << 19;
     start(echo);
@@ -489,6 +573,8 @@ static void isolated_clients_have_bells_of_their_own(void **state)
     struct ll_output last;
 
     echo->options.is_isolated = true;
+    echo->options.n_slots_max = 64;
+    echo->options.n_slots_uid_max = 280;
     start(echo);
     for (int i = 0; i < 8; i++)
         client[i] = echo_open(echo, 16u << i % 3);
@@ -501,6 +587,12 @@ static void isolated_clients_have_bells_of_their_own(void **state)
     for (int i = 0; i < 8; i++)
         for (int k = 0; k < i; k++)
             assert_ptr_not_equal(echo->client[i]->domain, echo->client[k]->domain);
+    /* The quota of a user is one: 3 x 16, 3 x 32, 2 x 64 slots are taken. */
+    struct ll_client_options o = {
+        .struct_bytes = sizeof(o), .socket = echo->socket, .n_slots = 16, .arena_bytes = 65536};
+    struct ll_client *extra;
+    assert_int_equal(ll_client_open(&extra, &o), LL_E_QUOTA);
+    assert_non_null(strstr(ll_error_text(), "272 of 280 slots"));
     for (int i = 0; i < 8; i++)
         ll_client_close(client[i]);
     echo_await(&echo->knobs->n_detached, 8);
@@ -718,6 +810,8 @@ int main(void)
         STOPPED(who_answered_in_time_is_not_timed_out_by_a_busy_runtime),
         WITH_ECHO(a_bell_with_a_hole_is_repaired),
         WITH_ECHO(a_client_that_seals_first_is_dropped),
+        WITH_ECHO(the_client_pays_for_its_memory),
+        WITH_ECHO(a_kept_bell_is_empty_when_its_clients_have_left),
         WITH_ECHO(after_ready_memory_cannot_be_taken_away),
         WITH_ECHO(a_flood_of_sweeps_is_kicked),
         WITH_ECHO(another_wire_version_is_refused_with_both),
