@@ -61,13 +61,13 @@ run 1 "$llring" check "$model" --golden "$scratch/bad.json"
 says "$err" "--golden $scratch/bad.json: line 2: "
 run 1 "$llring" check "$scratch/no-model" --golden "$golden"
 says "$err" "no-model" "llringd did not start"
-"$llring" serve "$scratch/no-model" --socket "$scratch/s" >"$out" 2>"$err"
+"$llring" serve "$scratch/no-model" --port 0 --socket "$scratch/s" >"$out" 2>"$err"
 rc=$?
 "$llringd" "$scratch/no-model" --socket "$scratch/s" >/dev/null 2>&1
 equal "$rc" $? "status of serve and of llringd"
 [ "$rc" != 0 ] || fail "serve of nothing ended with 0"
 says "$err" "no-model"
-run 2 "$llring" serve "$model" --no-such-option
+run 2 "$llring" serve "$model" --no-http --no-such-option
 
 echo "-- token ids through a fake runtime"
 start_runtime --device fake
@@ -158,14 +158,14 @@ equal "$(wc -l <"$err")" 1 "lines of the error"
 runtime_pid=
 
 echo "-- serve stops its runtime and hands its status on"
-"$llring" serve --device fake --socket "$scratch/serve.sock" --log-level warn >"$out" 2>"$err" &
+"$llring" serve --device fake --port 0 --socket "$scratch/serve.sock" --log-level warn >"$out" 2>"$err" &
 pid=$!
 run 0 "$llring" status --socket "$scratch/serve.sock" --wait 20
 kill -TERM $pid
 wait $pid
 equal $? 0 "exit code of serve after SIGTERM"
 [ ! -S "$scratch/serve.sock" ] || fail "the socket is still there"
-"$llring" serve --device fake --socket "$scratch/serve.sock" --log-level warn >"$out" 2>"$err" &
+"$llring" serve --device fake --port 0 --socket "$scratch/serve.sock" --log-level warn >"$out" 2>"$err" &
 pid=$!
 run 0 "$llring" status --socket "$scratch/serve.sock" --wait 20
 kill -KILL $pid

@@ -102,7 +102,7 @@ static int start_runtime(struct runtime *out, const char *dtype, char **operands
     }
     for (int i = 1; i < n_operands; i++)
         arguments[n++] = operands[i];
-    out->pid = process_start(arguments, n, 1);
+    out->pid = process_start("llringd", arguments, n, 1);
     if (out->pid < 0) {
         out->pid = 0;
         return EXIT_FAILED;

@@ -14,8 +14,8 @@
 
 #define STOP_WAIT_MS 10000
 
-/* llringd in the directory of this program, else the one in PATH. */
-static void find_llringd(char path[PATH_MAX])
+/* program in the directory of this one, else the one in PATH. */
+static void find_program(const char *program, char path[PATH_MAX])
 {
     ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 1);
     char *slash = NULL;
@@ -24,16 +24,16 @@ static void find_llringd(char path[PATH_MAX])
         path[n] = '\0';
         slash = strrchr(path, '/');
     }
-    if (slash != NULL && (size_t)(slash - path) + sizeof("/llringd") <= PATH_MAX) {
-        memcpy(slash, "/llringd", sizeof("/llringd"));
+    if (slash != NULL && (size_t)(slash - path) + strlen(program) + 2 <= PATH_MAX) {
+        strcpy(slash + 1, program);
         if (access(path, X_OK) == 0)
             return;
     }
-    memcpy(path, "llringd", sizeof("llringd"));
+    strcpy(path, program);
 }
 
 /* In the child. Only what may be called after fork(). */
-static _Noreturn void become_llringd(const char *path, char **argv, pid_t parent, int to_stderr)
+static _Noreturn void become_program(const char *path, char **argv, pid_t parent, int to_stderr)
 {
     sigset_t none;
 
@@ -51,39 +51,39 @@ static _Noreturn void become_llringd(const char *path, char **argv, pid_t parent
     _exit(127);
 }
 
-pid_t process_start(const char *const *arguments, int n, int to_stderr)
+pid_t process_start(const char *program, const char *const *arguments, int n, int to_stderr)
 {
     char path[PATH_MAX];
     pid_t parent = getpid();
     const char **argv = calloc((size_t)n + 2, sizeof(*argv));
 
     if (argv == NULL) {
-        terminal_fail("no memory to start llringd");
+        terminal_fail("no memory to start %s", program);
         return -ENOMEM;
     }
-    find_llringd(path);
+    find_program(program, path);
     argv[0] = path;
     memcpy(argv + 1, arguments, (size_t)n * sizeof(*argv));
     fflush(stdout);
     pid_t pid = fork();
     if (pid == 0)
-        become_llringd(path, (char **)(uintptr_t)argv, parent, to_stderr);
+        become_program(path, (char **)(uintptr_t)argv, parent, to_stderr);
     int error = errno;
     free(argv);
     if (pid < 0) {
-        terminal_fail("llringd could not be started: %s", strerror(error));
+        terminal_fail("%s could not be started: %s", program, strerror(error));
         return -error;
     }
     setpgid(pid, pid); /* both sides: whoever is first */
     return pid;
 }
 
-static int exit_code(int status)
+int process_exit_code(const char *program, int status)
 {
     if (WIFSIGNALED(status))
         return 128 + WTERMSIG(status);
     if (WEXITSTATUS(status) == 127)
-        terminal_fail("llringd was not found: it belongs beside llring, or into PATH");
+        terminal_fail("%s was not found: it belongs beside llring, or into PATH", program);
     return WEXITSTATUS(status);
 }
 
@@ -103,7 +103,7 @@ int process_wait(pid_t pid)
     for (;;) {
         pid_t ended = waitpid(pid, &status, WNOHANG);
         if (ended == pid)
-            return exit_code(status);
+            return process_exit_code("llringd", status);
         if (ended < 0)
             return EXIT_FAILED;
         int signal_number = sigwaitinfo(&awaited, NULL);
@@ -120,7 +120,7 @@ int process_stop(pid_t pid)
     for (int i = 0; i < STOP_WAIT_MS / 10; i++) {
         pid_t ended = waitpid(pid, &status, WNOHANG);
         if (ended == pid)
-            return exit_code(status);
+            return process_exit_code("llringd", status);
         if (ended < 0 && errno != EINTR)
             return EXIT_FAILED;
         usleep(10000);
@@ -128,5 +128,5 @@ int process_stop(pid_t pid)
     kill(pid, SIGKILL);
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
         continue;
-    return exit_code(status);
+    return process_exit_code("llringd", status);
 }

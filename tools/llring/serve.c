@@ -1,35 +1,295 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tools/llring/serve.c - `llring serve MODEL`: starts llringd, hands every option through, stops
- * it cleanly. llringd prints the progress of loading and its own log. */
+/* tools/llring/serve.c - `llring serve MODEL`: llringd and llring-http together. What is about HTTP
+ * goes to the proxy, everything else to llringd, which prints the progress of loading.
+ *
+ *   SV1 The proxy is started anew when it dies; the runtime and its other clients do not notice.
+ *   SV2 The runtime's end is the end: its exit code is handed on.
+ *   SV3 To stop, the proxy goes first, so that its clients get their answers; then the runtime. A
+ *       second signal reaches both at once. */
+#include "base/clock.h"
 #include "tools/llring/commands.h"
 #include "tools/llring/process.h"
 #include "tools/llring/terminal.h"
 
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define ARGUMENTS_MAX   256
+#define YOUNG_NS        (2 * LL_NS_PER_S) /* a proxy that fails so soon cannot start at all */
+#define RESTART_WAIT_US 100000
+
+struct serve_options {
+    const char *host, *port, *uds, *metrics_alias, *http_threads, *http_slots;
+    struct option_texts api_keys, origins, served_names;
+    const char *socket, *log_level;
+    bool no_http;
+    const char *ignored;
+    bool is_ignored;
+};
+
+#define AT(field) .offset = offsetof(struct serve_options, field)
+
+static const struct option http_options[] = {
+    {.name = "host",
+     .kind = OPTION_TEXT,
+     AT(host),
+     .argument = "ADDRESS",
+     .help = "listen there (default 127.0.0.1); others need --api-key"},
+    {.name = "port",
+     .kind = OPTION_TEXT,
+     AT(port),
+     .argument = "PORT",
+     .help = "default 8000; 0 takes a free one and says which"},
+    {.name = "uds",
+     .kind = OPTION_TEXT,
+     AT(uds),
+     .argument = "PATH",
+     .help = "listen on a Unix socket"},
+    {.name = "api-key",
+     .kind = OPTION_TEXTS,
+     AT(api_keys),
+     .argument = "KEY",
+     .help = "clients must send it; several are possible"},
+    {.name = "allowed-origins",
+     .kind = OPTION_TEXTS,
+     AT(origins),
+     .argument = "ORIGIN",
+     .help = "web pages from there may use the server"},
+    {.name = "metrics-alias",
+     .kind = OPTION_TEXT,
+     AT(metrics_alias),
+     .argument = "vllm",
+     .help = "/metrics also under vLLM's names"},
+    {.name = "http-threads",
+     .kind = OPTION_TEXT,
+     AT(http_threads),
+     .argument = "N",
+     .help = "event threads of the proxy (default 2)"},
+    {.name = "http-slots",
+     .kind = OPTION_TEXT,
+     AT(http_slots),
+     .argument = "N",
+     .help = "requests under way, a thread (default 512)"},
+    {.name = "no-http",
+     .kind = OPTION_FLAG,
+     AT(no_http),
+     .help = "the runtime alone, for clients on its rings"},
+    {.name = NULL},
+};
+
+static const struct option both_options[] = {
+    {.name = "served-model-name",
+     .kind = OPTION_TEXTS,
+     AT(served_names),
+     .argument = "NAME",
+     .help = "the model's name towards clients; several are possible"},
+    {.name = "socket",
+     .kind = OPTION_TEXT,
+     AT(socket),
+     .argument = "PATH",
+     .help = "the runtime's control socket"},
+    {.name = "log-level",
+     .kind = OPTION_TEXT,
+     AT(log_level),
+     .argument = "LEVEL",
+     .help = "error, warn, info or debug"},
+    {.name = NULL},
+};
+
+/* What commands for vllm say and is so here in any case. */
+static const struct option vllm_options[] = {
+    {.name = "enable-auto-tool-choice", .kind = OPTION_FLAG, AT(is_ignored), .help = "always on"},
+    {.name = "tool-call-parser",
+     .kind = OPTION_TEXT,
+     AT(ignored),
+     .argument = "NAME",
+     .help = "every form that Llama 3 writes is known"},
+    {.name = "disable-log-stats", .kind = OPTION_FLAG, AT(is_ignored), .help = "see --log-level"},
+    {.name = "uvicorn-log-level",
+     .kind = OPTION_TEXT,
+     AT(ignored),
+     .argument = "LEVEL",
+     .help = "see --log-level"},
+    {.name = NULL},
+};
+
+struct arguments {
+    const char *text[ARGUMENTS_MAX];
+    int n;
+};
+
+static void add(struct arguments *arguments, const char *name, const char *value)
+{
+    if (value == NULL || arguments->n + 2 > ARGUMENTS_MAX)
+        return;
+    arguments->text[arguments->n++] = name;
+    arguments->text[arguments->n++] = value;
+}
+
+static void add_all(struct arguments *arguments, const char *name, const struct option_texts *texts)
+{
+    for (uint32_t i = 0; i < texts->n; i++)
+        add(arguments, name, texts->text[i]);
+}
+
+static void make_arguments(const struct serve_options *o, char **operands, int n_operands,
+                           struct arguments *runtime, struct arguments *proxy)
+{
+    for (int i = 0; i < n_operands && runtime->n < ARGUMENTS_MAX; i++)
+        runtime->text[runtime->n++] = operands[i];
+    add(runtime, "--socket", o->socket);
+    add(runtime, "--log-level", o->log_level);
+    add(runtime, "--served-model-name", o->served_names.n > 0 ? o->served_names.text[0] : NULL);
+
+    add(proxy, "--host", o->host);
+    add(proxy, "--port", o->port);
+    add(proxy, "--uds", o->uds);
+    add_all(proxy, "--api-key", &o->api_keys);
+    add_all(proxy, "--allowed-origins", &o->origins);
+    add_all(proxy, "--served-model-name", &o->served_names);
+    add(proxy, "--metrics-alias", o->metrics_alias);
+    add(proxy, "--threads", o->http_threads);
+    add(proxy, "--slots", o->http_slots);
+    add(proxy, "--socket", o->socket);
+    add(proxy, "--log-level", o->log_level);
+}
+
+struct serve {
+    const struct arguments *proxy_arguments;
+    pid_t runtime, proxy; /* 0: not running */
+    uint64_t proxy_start_ns;
+    int n_proxies, n_stops;
+    int code; /* to end with */
+};
+
+static void start_proxy(struct serve *serve)
+{
+    struct arguments arguments = *serve->proxy_arguments;
+
+    if (serve->n_proxies++ == 0 && arguments.n < ARGUMENTS_MAX)
+        arguments.text[arguments.n++] = "--print-examples";
+    serve->proxy_start_ns = ll_now_ns();
+    serve->proxy = process_start("llring-http", arguments.text, arguments.n, 0);
+    if (serve->proxy < 0)
+        serve->proxy = 0;
+}
+
+/* SV3. */
+static void stop(struct serve *serve, int signal_number)
+{
+    serve->n_stops++;
+    if (serve->proxy > 0)
+        kill(serve->proxy, signal_number);
+    if (serve->runtime > 0 && (serve->proxy == 0 || serve->n_stops > 1))
+        kill(serve->runtime, signal_number);
+}
+
+static void runtime_ended(struct serve *serve, int status)
+{
+    serve->runtime = 0;
+    if (serve->code == EXIT_OK)
+        serve->code = process_exit_code("llringd", status);
+    if (serve->n_stops++ == 0 && serve->proxy > 0)
+        kill(serve->proxy, SIGTERM);
+}
+
+static void proxy_ended(struct serve *serve, int status)
+{
+    bool is_young = ll_now_ns() - serve->proxy_start_ns < YOUNG_NS;
+
+    serve->proxy = 0;
+    if (serve->n_stops > 0) {
+        if (serve->runtime > 0)
+            kill(serve->runtime, SIGTERM);
+        return;
+    }
+    if (WIFEXITED(status) && is_young) { /* it has said why */
+        serve->code = process_exit_code("llring-http", status);
+        stop(serve, SIGTERM);
+        return;
+    }
+    fprintf(stderr, "llring: llring-http ended (%s %d); it is started anew\n",
+            WIFSIGNALED(status) ? "signal" : "status",
+            WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    usleep(RESTART_WAIT_US);
+    start_proxy(serve);
+}
+
+static int supervise(struct serve *serve)
+{
+    sigset_t awaited;
+    int status;
+
+    sigemptyset(&awaited);
+    sigaddset(&awaited, SIGINT);
+    sigaddset(&awaited, SIGTERM);
+    sigaddset(&awaited, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &awaited, NULL);
+    if (interrupts_count() > 0)
+        stop(serve, interrupts_last());
+    for (;;) {
+        pid_t ended;
+        while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+            if (ended == serve->runtime)
+                runtime_ended(serve, status);
+            else if (ended == serve->proxy)
+                proxy_ended(serve, status);
+        }
+        if (serve->runtime == 0 && serve->proxy == 0)
+            return serve->code;
+        int signal_number = sigwaitinfo(&awaited, NULL);
+        if (signal_number == SIGINT || signal_number == SIGTERM)
+            stop(serve, signal_number);
+    }
+}
+
+/* --help: this command's options, then llringd's, which knows its own best. */
+static int help(void)
+{
+    const char *argument = "--help";
+    pid_t pid = process_start("llringd", &argument, 1, 0);
+
+    return pid < 0 ? EXIT_FAILED : process_wait(pid);
+}
+
 static int run(const struct command *command, int argc, char **argv)
 {
+    struct serve_options o = {0};
+    struct arguments runtime = {.n = 0}, proxy = {.n = 0};
+    struct serve serve = {.proxy_arguments = &proxy};
     int n_operands;
-    int rc = options_parse(command, argc, argv, NULL, &n_operands);
+    int rc = options_parse(command, argc, argv, &o, &n_operands);
 
-    if (rc == EXIT_OK) { /* --help: llringd knows its options best */
-        const char *help = "--help";
-        pid_t pid = process_start(&help, 1, 0);
-        return pid < 0 ? EXIT_FAILED : process_wait(pid);
-    }
+    if (rc == EXIT_OK)
+        return help();
     if (rc != OPTIONS_GO_ON)
         return rc;
+    if (n_operands + 16 > ARGUMENTS_MAX)
+        return options_usage_error("serve", "too many arguments");
+    make_arguments(&o, argv + 1, n_operands, &runtime, &proxy);
     interrupts_catch();
-    pid_t pid = process_start((const char *const *)argv + 1, n_operands, 0);
-    return pid < 0 ? EXIT_FAILED : process_wait(pid);
+    serve.runtime = process_start("llringd", runtime.text, runtime.n, 0);
+    if (serve.runtime < 0)
+        return EXIT_FAILED;
+    if (!o.no_http)
+        start_proxy(&serve);
+    return supervise(&serve);
 }
 
 const struct command command_serve = {
     .name = "serve",
-    .summary = "load a model and serve it until Ctrl-C",
+    .summary = "load a model and serve it, with the OpenAI API, until Ctrl-C",
     .operands = "MODEL",
-    .groups = {{0}},
+    .groups = {{"HTTP (llring-http)", http_options, 0},
+               {"Both", both_options, 0},
+               {"Accepted from commands for vllm serve", vllm_options, 0}},
     .details =
-        "MODEL is a directory with config.json, tokenizer.json and safetensors. Every option\n"
-        "goes to llringd:\n\n",
+        "MODEL is a directory with config.json, tokenizer.json and safetensors, or a hub name\n"
+        "found in the local cache. Every other option goes to llringd:\n\n",
     .n_operands_min = 1,
     .n_operands_max = -1,
     .run = run,
