@@ -29,6 +29,8 @@
 #define TICK_MS        200 /* deadlines; health; another try to attach */
 #define LOG_NS         (10 * LL_NS_PER_S)
 #define ARENA_BYTES    (16u << 20)
+#define SOCKET_BYTES   (128 << 10) /* else the kernel keeps megabytes for a reader that takes none \
+                                    */
 
 /* ---- the attachment ---------------------------------------------------------------------------*/
 
@@ -215,7 +217,7 @@ static void on_wake(evutil_socket_t fd, short what, void *context)
 static void on_accept(evutil_socket_t listen_fd, short what, void *context)
 {
     struct loop *loop = context;
-    int one = 1;
+    int one = 1, bytes = SOCKET_BYTES;
 
     (void)what;
     for (int i = 0; i < ACCEPTS_A_TURN; i++) {
@@ -230,6 +232,7 @@ static void on_accept(evutil_socket_t listen_fd, short what, void *context)
         if (fd < 0)
             return;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* fails on a Unix socket */
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
         conn_open(loop, fd);
     }
 }

@@ -3,6 +3,7 @@
 #include "base/bits.h"
 #include "base/err.h"
 #include "base/log.h"
+#include "tools/http/sandbox.h"
 #include "tools/http/server.h"
 
 #include <signal.h>
@@ -187,17 +188,27 @@ static void set_limits(const struct server *server)
     }
 }
 
-static void wait_for_signal(void)
+static void give_up_calls(const struct server *server)
 {
-    sigset_t blocked, before;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    bool is_possible = false; /* a sanitizer opens files of its own */
+#else
+    bool is_possible = true;
+#endif
+    if (is_possible && !server->options.no_sandbox && sandbox_enter() < 0)
+        ll_warn("%s: going on without it", ll_err_text());
+}
+
+/* Blocked in every thread, so that only the main one gets them, and only while it waits: a signal
+ * just before the wait is not lost. */
+static void block_signals(sigset_t *before)
+{
+    sigset_t blocked;
 
     sigemptyset(&blocked);
     sigaddset(&blocked, SIGINT);
     sigaddset(&blocked, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &blocked, &before);
-    while (n_signals == 0)
-        sigsuspend(&before);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_sigmask(SIG_BLOCK, &blocked, before);
 }
 
 int main(int argc, char **argv)
@@ -209,6 +220,7 @@ int main(int argc, char **argv)
                                                .connections_max = 4096,
                                                .body_bytes_max = HTTP_BODY_BYTES_MAX}};
     const struct sigaction action = {.sa_handler = on_signal};
+    sigset_t before;
     int n_operands;
 
     options_program = "llring-http";
@@ -225,7 +237,9 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
+    block_signals(&before);
     set_limits(&server);
+    tzset(); /* reads a file, which cannot be done any more later */
     if (server_start(&server) < 0) {
         fprintf(stderr, "llring-http: %s\n", ll_err_text());
         return 1;
@@ -234,7 +248,10 @@ int main(int argc, char **argv)
         ll_info("listening on %s port %u", server.options.host, server.port);
     if (server.options.uds != NULL)
         ll_info("listening on %s", server.options.uds);
-    wait_for_signal();
+    give_up_calls(&server);
+    while (n_signals == 0)
+        sigsuspend(&before);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     ll_info("stopping: running requests may end");
     server_stop(&server, 30);
     return 0;

@@ -55,6 +55,7 @@ pid_t process_start(const char *program, const char *const *arguments, int n, in
 {
     char path[PATH_MAX];
     pid_t parent = getpid();
+    sigset_t all, before;
     const char **argv = calloc((size_t)n + 2, sizeof(*argv));
 
     if (argv == NULL) {
@@ -65,10 +66,15 @@ pid_t process_start(const char *program, const char *const *arguments, int n, in
     argv[0] = path;
     memcpy(argv + 1, arguments, (size_t)n * sizeof(*argv));
     fflush(stdout);
+    /* A signal before the child has given up our handlers would only be counted, by a copy of us.
+     */
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
     pid_t pid = fork();
     if (pid == 0)
         become_program(path, (char **)(uintptr_t)argv, parent, to_stderr);
     int error = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
     free(argv);
     if (pid < 0) {
         terminal_fail("%s could not be started: %s", program, strerror(error));
