@@ -54,6 +54,23 @@ says() {
 # equal GOT WANTED what
 equal() { [ "$1" = "$2" ] || fail "$3: $1 instead of $2"; }
 
+# ends PID STATUS what: it must end, within a minute and with STATUS; it is killed where it does not.
+ends() {
+    local pid=$1 state
+    for _ in $(seq 600); do
+        state=$(sed -n 's/^State:[[:space:]]*\(.\).*/\1/p' "/proc/$pid/status" 2>/dev/null)
+        case $state in "" | Z) break ;; esac
+        sleep 0.1
+    done
+    case $state in "" | Z) ;; *)
+        fail "$3: not over after a minute; state $state, waiting in $(cat "/proc/$pid/wchan")"
+        kill -KILL "$pid"
+        ;;
+    esac
+    wait "$pid" 2>/dev/null
+    equal $? "$2" "$3"
+}
+
 # start_runtime arguments...: llringd on $socket, ready when this returns; log in $scratch/log.
 start_runtime() {
     socket=$scratch/llring.sock
@@ -73,8 +90,7 @@ start_runtime() {
 # stop_runtime: SIGTERM; it must end with 0.
 stop_runtime() {
     kill -TERM "$runtime_pid"
-    wait "$runtime_pid"
-    equal $? 0 "exit status of llringd"
+    ends "$runtime_pid" 0 "exit status of llringd"
     runtime_pid=
 }
 

@@ -30,7 +30,6 @@ start_proxy() {
 # stop_proxy: SIGTERM; it must end with 0.
 stop_proxy() {
     kill -TERM "$proxy_pid"
-    wait "$proxy_pid"
-    equal $? 0 "exit status of llring-http"
+    ends "$proxy_pid" 0 "exit status of llring-http"
     proxy_pid=
 }

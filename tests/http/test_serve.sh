@@ -27,8 +27,7 @@ start_serve() {
 
 stop_serve() {
     kill -TERM "$serve_pid"
-    wait "$serve_pid"
-    equal $? 0 "exit status of llring serve"
+    ends "$serve_pid" 0 "exit status of llring serve"
     serve_pid=
     [ ! -S "$socket" ] || fail "the runtime is still there"
 }

@@ -61,12 +61,14 @@ run 1 "$llring" check "$model" --golden "$scratch/bad.json"
 says "$err" "--golden $scratch/bad.json: line 2: "
 run 1 "$llring" check "$scratch/no-model" --golden "$golden"
 says "$err" "no-model" "llringd did not start"
-"$llring" serve "$scratch/no-model" --port 0 --socket "$scratch/s" >"$out" 2>"$err"
-rc=$?
 "$llringd" "$scratch/no-model" --socket "$scratch/s" >/dev/null 2>&1
-equal "$rc" $? "status of serve and of llringd"
-[ "$rc" != 0 ] || fail "serve of nothing ended with 0"
-says "$err" "no-model"
+rc=$?
+[ "$rc" != 0 ] || fail "llringd with no model ended with 0"
+# Often: the proxy is told to stop at any moment of its start, also before it is a program.
+for _ in $(seq 20); do
+    run $rc "$llring" serve "$scratch/no-model" --port 0 --socket "$scratch/s"
+    says "$err" "no-model"
+done
 run 2 "$llring" serve "$model" --no-http --no-such-option
 
 echo "-- token ids through a fake runtime"
@@ -134,15 +136,13 @@ env --default-signal=INT "$llring" complete --socket "$socket" --ids 1,2 -n 2000
 pid=$!
 await_accepted 1
 kill -INT $pid
-wait $pid
-equal $? 130 "exit code after SIGINT"
+ends $pid 130 "exit code after SIGINT"
 equal "$(stat requests_cancelled)" 1 "cancelled requests"
 "$llring" complete --socket "$socket" --ids 1,2 -n 2000 >"$out" 2>"$err" &
 pid=$!
 await_accepted 2
 kill -STOP "$runtime_pid"
-wait $pid
-equal $? 1 "exit code when the runtime hangs"
+ends $pid 1 "exit code when the runtime hangs"
 says "$err" "LL_E_TIMEOUT"
 kill -CONT "$runtime_pid"
 run 0 "$llring" complete --socket "$socket" --ids 1,2 -n 2
@@ -151,8 +151,7 @@ pid=$!
 await_accepted 4
 kill -KILL "$runtime_pid"
 wait "$runtime_pid" 2>/dev/null
-wait $pid
-equal $? 1 "exit code when the runtime dies"
+ends $pid 1 "exit code when the runtime dies"
 says "$err" "LL_E_RUNTIME_LOST"
 equal "$(wc -l <"$err")" 1 "lines of the error"
 runtime_pid=
@@ -162,8 +161,7 @@ echo "-- serve stops its runtime and hands its status on"
 pid=$!
 run 0 "$llring" status --socket "$scratch/serve.sock" --wait 20
 kill -TERM $pid
-wait $pid
-equal $? 0 "exit code of serve after SIGTERM"
+ends $pid 0 "exit code of serve after SIGTERM"
 [ ! -S "$scratch/serve.sock" ] || fail "the socket is still there"
 "$llring" serve --device fake --port 0 --socket "$scratch/serve.sock" --log-level warn >"$out" 2>"$err" &
 pid=$!

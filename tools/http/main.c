@@ -6,6 +6,7 @@
 #include "tools/http/sandbox.h"
 #include "tools/http/server.h"
 
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -126,17 +127,28 @@ static const struct command command = {
     .n_operands_max = 0,
 };
 
-static volatile sig_atomic_t n_signals;
+static sigset_t awaited_signals;
+
+/* Blocked in every thread from the first line on and taken by the main one alone, when it waits:
+ * none can be lost, however early it comes. One that the caller ignores stays ignored. */
+static void block_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM};
+    struct sigaction inherited;
+
+    sigemptyset(&awaited_signals);
+    for (size_t i = 0; i < LL_COUNT(numbers); i++)
+        if (sigaction(numbers[i], NULL, &inherited) == 0 && inherited.sa_handler != SIG_IGN)
+            sigaddset(&awaited_signals, numbers[i]);
+    pthread_sigmask(SIG_BLOCK, &awaited_signals, NULL);
+    signal(SIGPIPE, SIG_IGN);
+}
 
 bool server_is_hurried(void)
 {
-    return n_signals > 1;
-}
+    const struct timespec at_once = {0};
 
-static void on_signal(int number)
-{
-    (void)number;
-    n_signals++;
+    return sigtimedwait(&awaited_signals, NULL, &at_once) > 0;
 }
 
 static int take_keys(struct server *server)
@@ -195,20 +207,9 @@ static void give_up_calls(const struct server *server)
 #else
     bool is_possible = true;
 #endif
-    if (is_possible && !server->options.no_sandbox && sandbox_enter() < 0)
+    if (is_possible && !server->options.no_sandbox &&
+        sandbox_enter(server->options.uds != NULL) < 0)
         ll_warn("%s: going on without it", ll_err_text());
-}
-
-/* Blocked in every thread, so that only the main one gets them, and only while it waits: a signal
- * just before the wait is not lost. */
-static void block_signals(sigset_t *before)
-{
-    sigset_t blocked;
-
-    sigemptyset(&blocked);
-    sigaddset(&blocked, SIGINT);
-    sigaddset(&blocked, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &blocked, before);
 }
 
 int main(int argc, char **argv)
@@ -219,10 +220,9 @@ int main(int argc, char **argv)
                                                .n_slots = 512,
                                                .connections_max = 4096,
                                                .body_bytes_max = HTTP_BODY_BYTES_MAX}};
-    const struct sigaction action = {.sa_handler = on_signal};
-    sigset_t before;
     int n_operands;
 
+    block_signals();
     options_program = "llring-http";
     int rc = options_parse(&command, argc, argv, &server.options, &n_operands);
     if (rc != OPTIONS_GO_ON)
@@ -234,12 +234,10 @@ int main(int argc, char **argv)
     rc = check_options(&server);
     if (rc != OPTIONS_GO_ON)
         return rc;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    block_signals(&before);
     set_limits(&server);
-    tzset(); /* reads a file, which cannot be done any more later */
+    /* Both would read a file at some later time, which is then given up. */
+    tzset();
+    mallopt(M_ARENA_MAX, (int)server.options.n_threads + 2);
     if (server_start(&server) < 0) {
         fprintf(stderr, "llring-http: %s\n", ll_err_text());
         return 1;
@@ -249,9 +247,8 @@ int main(int argc, char **argv)
     if (server.options.uds != NULL)
         ll_info("listening on %s", server.options.uds);
     give_up_calls(&server);
-    while (n_signals == 0)
-        sigsuspend(&before);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    while (sigwaitinfo(&awaited_signals, NULL) < 0)
+        continue; /* EINTR: a debugger came or went */
     ll_info("stopping: running requests may end");
     server_stop(&server, 30);
     return 0;
