@@ -29,8 +29,9 @@
 #define TICK_MS        200 /* deadlines; health; another try to attach */
 #define LOG_NS         (10 * LL_NS_PER_S)
 #define ARENA_BYTES    (16u << 20)
-#define SOCKET_BYTES   (128 << 10) /* else the kernel keeps megabytes for a reader that takes none \
-                                    */
+#define SOCKET_BYTES                                                                               \
+    (128 << 10) /* else the kernel keeps megabytes for a reader that takes none                    \
+                 */
 
 /* ---- the attachment ---------------------------------------------------------------------------*/
 
@@ -325,7 +326,9 @@ static void *loop_run(void *context)
             else
                 loop->link_code = 0;
         }
-        event_base_loop(loop->base, has_more || armed > 0 ? EVLOOP_NONBLOCK : EVLOOP_ONCE);
+        /* EVLOOP_ONCE always: without it libevent goes round until nothing is ready, and what is
+         * level-triggered and for the turn to take stays ready. */
+        event_base_loop(loop->base, EVLOOP_ONCE | (has_more || armed > 0 ? EVLOOP_NONBLOCK : 0));
         take_done_work(loop);
         has_more = loop->link != NULL && take_outputs(loop);
         if (loop->waiting != NULL && loop->link != NULL)

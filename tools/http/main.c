@@ -235,7 +235,7 @@ int main(int argc, char **argv)
     if (rc != OPTIONS_GO_ON)
         return rc;
     set_limits(&server);
-    /* Both would read a file at some later time, which is then given up. */
+    /* Time zone and number of CPUs: else read from files later, when that has been given up. */
     tzset();
     mallopt(M_ARENA_MAX, (int)server.options.n_threads + 2);
     if (server_start(&server) < 0) {

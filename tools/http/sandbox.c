@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is allowed is the union over x86-64 and aarch64, whose C libraries reach for different calls
- * (epoll_wait or epoll_pwait, unlink or unlinkat); libseccomp leaves out what a machine lacks. */
+ * (epoll_wait or epoll_pwait, unlink or unlinkat); libseccomp leaves out what a machine lacks.
+ *
+ * One refusal is to be expected: malloc asks once, by a file, whether memory is overcommitted;
+ * where it cannot know it gives memory back by madvise, which is allowed. */
 #include "tools/http/sandbox.h"
 
 #include "base/bits.h"
