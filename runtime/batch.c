@@ -74,6 +74,8 @@ void ll_batch_build(struct ll_batch_maker *maker, const struct ll_plan *plan,
     for (uint32_t i = 0; i < plan->n_rows; i++) {
         struct ll_seq *seq = &pool->seq[plan->row[i].seq];
 
+        if (i + LL_SEQ_AHEAD < plan->n_rows)
+            ll_seq_prefetch(&pool->seq[plan->row[i + LL_SEQ_AHEAD].seq]);
         LL_ASSERT(seq->device_slot != LL_NONE);
         if (seq->needs_init) { /* T1 */
             LL_ASSERT(seq->n_pages_sent == 0);

@@ -173,17 +173,25 @@ uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled)
     return n;
 }
 
+static void unstarve(struct ll_outlet *outlet, struct ll_seq *seq)
+{
+    outlet->n_starved -= seq->starved_ns != 0;
+    seq->starved_ns = 0;
+}
+
 bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns)
 {
     struct ll_attachment *client = outlet->client[seq->client];
 
     if (free_credits(outlet, client, events) < (int64_t)events ||
         window_left(outlet, client, seq, events) < events) {
-        if (seq->starved_ns == 0)
+        if (seq->starved_ns == 0) {
             seq->starved_ns = now_ns;
+            outlet->n_starved++;
+        }
         return false;
     }
-    seq->starved_ns = 0;
+    unstarve(outlet, seq);
     seq->n_booked += events;
     client->credits_reserved += events;
     return true;
@@ -312,7 +320,7 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
     if (yield->n_tokens == 0)
         return;
     ll_stat_add(&stats->output_tokens, yield->n_tokens);
-    if (seq->t_first_ns == 0) {
+    if (seq->t_last_ns == 0) { /* t_first_ns lies in a line that is not touched else */
         seq->t_first_ns = now_ns;
         ll_hist_add(&stats->ttft_ns, now_ns - seq->t_seen_ns);
     } else {
@@ -391,6 +399,7 @@ static void tell(struct ll_outlet *outlet, struct ll_seq *seq, uint64_t now_ns)
     struct ll_attachment *client = outlet->client[seq->client];
     struct ll_shadow *shadow = &client->shadow[seq->slot];
 
+    unstarve(outlet, seq);
     LL_ASSERT(!seq->is_told && shadow->sequence == seq->index && shadow->phase != LL_SHADOW_IDLE);
     seq->is_told = true;
     if (seq->t_run_ns == 0)
@@ -435,8 +444,11 @@ void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, 
 {
     struct ll_seq_pool *pool = outlet->pool;
 
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
+        if (i + LL_SEQ_AHEAD < n)
+            ll_seq_prefetch(&pool->seq[yields[i + LL_SEQ_AHEAD].seq]);
         publish_yield(outlet, &yields[i], now_ns);
+    }
 
     for (uint32_t i = pool->list[LL_SEQ_ENDING].first, next; i != LL_NONE; i = next) {
         struct ll_seq *seq = &pool->seq[i];
@@ -559,6 +571,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
     int64_t reserved[LL_ATTACHMENTS_MAX] = {0};
     uint32_t n_open[LL_ATTACHMENTS_MAX] = {0}, n_seqs[LL_ATTACHMENTS_MAX] = {0};
     uint64_t n_untold = 0, tokens_waiting = 0;
+    uint32_t n_starved = 0;
 
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
@@ -567,6 +580,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
         LL_ASSERT(seq->client < LL_ATTACHMENTS_MAX && outlet->client[seq->client] != NULL);
         LL_ASSERT(seq->n_written + seq->n_booked - seq->n_taken <= LL_WINDOW_EVENTS);
         LL_ASSERT(!seq->is_told || seq->state == LL_SEQ_ENDING);
+        n_starved += seq->starved_ns != 0;
         reserved[seq->client] += (int64_t)seq->n_booked + !seq->is_told;
         n_open[seq->client] += !seq->is_told;
         n_seqs[seq->client]++;
@@ -587,7 +601,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
                   client->events.prod - client->events.cons + (uint64_t)reserved[i] <=
                       (uint64_t)client->events.mask + 1);
     }
-    LL_ASSERT(tokens_waiting == outlet->tokens_waiting);
+    LL_ASSERT(tokens_waiting == outlet->tokens_waiting && n_starved == outlet->n_starved);
     LL_ASSERT(ll_stat_get(&s->requests_submitted) == ll_stat_get(&s->requests_rejected) +
                                                          ll_stat_get(&s->requests_accepted) +
                                                          pool->list[LL_SEQ_INTAKE].n);

@@ -24,6 +24,7 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
+    uint32_t n_starved;              /* sequences with starved_ns set */
     uint64_t tokens_waiting;         /* prompt tokens of requests taken that never ran yet */
     uint64_t (*clock)(void *);       /* times the wakes; NULL: ll_now_ns() */
     uint64_t (*clock_spent)(void *); /* CPU time of the thread; NULL: the system's */

@@ -206,14 +206,26 @@ static void apply_row(struct ll_scheduler *s, const struct ll_plan_row *row,
     seq->n_done = row->pos + row->n_tokens;
     ll_sched_publish(s, seq);
     yield->top = result->ext + out->ext;
-    yield->scored = yield->top + out->n_tokens * seq->n_top;
-    yield->n_scored = row->n_scored;
-    yield->first_scored = row->pos + 1;
-    seq->n_scored += row->n_scored;
+    if (row->n_scored > 0) {
+        yield->scored = yield->top + out->n_tokens * seq->n_top;
+        yield->n_scored = row->n_scored;
+        yield->first_scored = row->pos + 1;
+        seq->n_scored += row->n_scored;
+    }
     take_tokens(s, seq, out, yield);
     if (seq->is_preempted && seq->state == LL_SEQ_RUNNING && seq->n_in_flight == 0 &&
         !ll_sched_is_copying(seq))
         ll_sched_requeue(s, seq);
+}
+
+static void fetch_ahead(const struct ll_scheduler *s, const struct ll_plan *plan, uint32_t i)
+{
+    if (i + LL_SEQ_AHEAD < plan->n_rows)
+        ll_seq_prefetch(&s->pool->seq[plan->row[i + LL_SEQ_AHEAD].seq]);
+    if (i + LL_SEQ_AHEAD / 2 < plan->n_rows) { /* by now its lines have come */
+        const struct ll_seq *seq = &s->pool->seq[plan->row[i + LL_SEQ_AHEAD / 2].seq];
+        __builtin_prefetch(seq->token + seq->n_tokens, 1);
+    }
 }
 
 uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan *plan,
@@ -224,8 +236,10 @@ uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan
     LL_ASSERT(result->n_rows == plan->n_rows);
     scheduler->n_release_left = LL_SCHED_RELEASE_MAX;
     scheduler->n_publish_left = LL_SCHED_PUBLISH_MAX;
-    for (uint32_t i = 0; i < plan->n_rows; i++)
+    for (uint32_t i = 0; i < plan->n_rows; i++) {
+        fetch_ahead(scheduler, plan, i);
         apply_row(scheduler, &plan->row[i], result, &result->rows[i], &yields[i]);
+    }
     return plan->n_rows;
 }
 
@@ -269,6 +283,8 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         if (seq->state != LL_SEQ_RUNNING)
             continue;
         LL_ASSERT(seq->is_prefill == ll_sched_is_prefilling(seq));
+        if (seq->n_in_flight > 0) /* P7 */
+            LL_ASSERT(ll_kv_may_write(scheduler->kv, seq, seq->n_done, seq->pos_hi));
         LL_ASSERT(seq->device_slot != LL_NONE); /* P3 */
         LL_ASSERT(seq->n_pages >=
                   ll_kv_pages_for(ll_sched_tokens_booked(scheduler, seq, seq->pos_hi))); /* Q4 */

@@ -133,6 +133,8 @@ struct ll_seq *ll_sched_slowest(struct ll_planning *p)
     struct ll_seq_pool *pool = p->s->pool;
     struct ll_seq *found = NULL;
 
+    if (p->s->outlet->n_starved == 0)
+        return NULL;
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
         if (may_give_way(seq) && is_slow(seq, p->now_ns) &&
@@ -163,7 +165,7 @@ struct ll_seq *ll_sched_victim(struct ll_planning *p, int8_t priority)
     struct ll_seq_pool *pool = p->s->pool;
     struct ll_seq *victim = ll_sched_slowest(p);
 
-    if (victim != NULL)
+    if (victim != NULL || !ll_seq_runs_at(pool, priority))
         return victim;
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];

@@ -79,7 +79,10 @@ static void add_row(struct ll_planning *p, struct ll_seq *seq, const struct ll_p
     if (row->flags & LL_ROW_SAMPLE)
         ll_queue_charge(&s->queue, seq, LL_QUEUE_TOKEN_COST);
     LL_ASSERT(seq->n_pages >= ll_kv_pages_for(ll_sched_tokens_booked(s, seq, seq->pos_hi)));
-    LL_ASSERT(ll_kv_may_write(s->kv, seq, row->pos, seq->pos_hi)); /* P7 */
+    /* P7 without a look at the pages, of which each is a cache line far away: those behind what was
+     * found or published are its own. ll_scheduler_check() looks. */
+    LL_ASSERT(row->pos >= ll_max_u64(seq->n_attached, seq->n_chained) * LL_PAGE_TOKENS);
+    LL_DEBUG_ASSERT(ll_kv_may_write(s->kv, seq, row->pos, seq->pos_hi));
     if (seq->is_prefill && !ll_sched_is_prefilling(seq)) {
         ll_sched_leave_prefill(s, seq);
         seq->is_victim = false;
@@ -118,6 +121,8 @@ void ll_sched_run_decode(struct ll_planning *p)
          i = next) {
         struct ll_seq *seq = &pool->seq[i];
         next = seq->next;
+        if (next != LL_NONE)
+            ll_seq_prefetch(&pool->seq[next]);
         if (seq->is_preempted || seq->is_prefill || ll_sched_is_copying(seq) ||
             seq->pos_hi + 1 > ll_sched_tokens_max(s, seq) - 1)
             continue; /* P6: the last token is on its way */

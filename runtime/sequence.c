@@ -13,6 +13,20 @@
  * pool (many sequences times a long context) is touched by the first request that gets there. */
 #define POPULATE_BYTES_MAX (256ull << 20)
 
+static void count_priority(struct ll_seq_pool *pool, const struct ll_seq *seq, bool comes)
+{
+    uint32_t place = (uint32_t)(seq->priority + 128);
+    uint64_t bit = 1ull << place % 64;
+
+    if (seq->state != LL_SEQ_RUNNING)
+        return;
+    pool->n_at_priority[place] += comes ? 1 : UINT32_MAX;
+    if (pool->n_at_priority[place] > 0)
+        pool->priorities[place / 64] |= bit;
+    else
+        pool->priorities[place / 64] &= ~bit;
+}
+
 static void unlink_seq(struct ll_seq_pool *pool, struct ll_seq *seq)
 {
     struct ll_seq_list *list = &pool->list[seq->state];
@@ -26,6 +40,7 @@ static void unlink_seq(struct ll_seq_pool *pool, struct ll_seq *seq)
     else
         list->last = seq->prev;
     list->n--;
+    count_priority(pool, seq, false);
 }
 
 static void link_last(struct ll_seq_pool *pool, struct ll_seq *seq)
@@ -40,6 +55,7 @@ static void link_last(struct ll_seq_pool *pool, struct ll_seq *seq)
         list->first = seq->index;
     list->last = seq->index;
     list->n++;
+    count_priority(pool, seq, true);
 }
 
 static void link_first(struct ll_seq_pool *pool, struct ll_seq *seq)
@@ -54,6 +70,7 @@ static void link_first(struct ll_seq_pool *pool, struct ll_seq *seq)
         list->last = seq->index;
     list->first = seq->index;
     list->n++;
+    count_priority(pool, seq, true);
 }
 
 int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
@@ -285,4 +302,11 @@ void ll_seq_check(const struct ll_seq_pool *pool)
         n_total += n;
     }
     LL_ASSERT(n_total == pool->n);
+    uint32_t n_at[LL_COUNT(pool->n_at_priority)] = {0};
+    for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next)
+        n_at[pool->seq[i].priority + 128]++;
+    for (uint32_t i = 0; i < LL_COUNT(n_at); i++) {
+        LL_ASSERT(n_at[i] == pool->n_at_priority[i]);
+        LL_ASSERT((pool->priorities[i / 64] >> i % 64 & 1) == (n_at[i] > 0));
+    }
 }

@@ -17,6 +17,7 @@
 #ifndef RUNTIME_SEQUENCE_H
 #define RUNTIME_SEQUENCE_H
 
+#include "base/bits.h"
 #include "kernels/backend.h"
 #include "runtime/prefix.h"
 #include "shm/wire.h"
@@ -48,80 +49,90 @@ enum ll_end {
     LL_END_LOST,      /* lost: the client is gone, nobody to tell */
 };
 
+/* What every step reads and writes of a running sequence lies in the first three cache lines: 256
+ * of them a step are 48 KiB, and a line not at hand costs as much as all else that is done to it.
+ */
 struct ll_seq {
-    uint32_t index; /* in the pool */
+    _Alignas(LL_LINE_BYTES) uint32_t index; /* in the pool */
     enum ll_seq_state state;
     uint32_t prev, next; /* list of its state, LL_NONE at the ends */
 
     /* who asked */
     uint32_t client, slot, gen, choice;
-    uint64_t tag;
 
-    /* what for: gate-checked copies */
+    /* what for: gate-checked copies; more below */
     uint32_t n_prompt, max_tokens;
     uint32_t flags; /* LL_REQ_* */
+
+    /* how far; more below */
+    uint32_t n_tokens; /* Q2 */
+    uint32_t pos_lo, pos_hi;
+    uint32_t n_done;      /* tokens whose KV polled steps have made: <= pos_lo */
+    uint32_t n_in_flight; /* rows submitted and not polled */
+
+    /* second line */
+    uint32_t *token; /* [token_capacity], the pool's */
+    uint32_t n_pages;
+    uint32_t n_chained;    /* pages in chain: looked up or published */
+    uint32_t n_attached;   /* pages that the prefix cache had when it started */
+    uint32_t n_pages_sent; /* page table entries the device has */
+    uint32_t device_slot;  /* LL_NONE: none */
+    uint32_t account;      /* LL_NONE: the scheduler has not seen it yet, or it has ended */
+    uint32_t n_written;    /* events written for this request, terminal one excluded */
+    uint32_t n_taken;      /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
+    uint32_t n_booked;     /* events promised by rows in flight */
     uint8_t n_top, n_prompt_top;
     int8_t priority;
+    uint8_t swap;        /* enum ll_swap */
+    uint64_t starved_ns; /* since when no credit; 0: has credit */
+    bool needs_init;     /* device slot to be (re)built by the next batch */
+    bool is_prefill;     /* on the scheduler's list of those with prompt to compute */
+    bool is_preempted;   /* RUNNING, but no more rows: WAITING once n_in_flight is 0 and nothing
+                          * is being copied */
+    bool is_slow;        /* with is_preempted: to the end of WAITING, its reader sleeps */
+    bool is_victim;      /* was preempted and has not caught up yet */
+    bool is_parked; /* WAITING, out of the queue for want of credit; linked by q_left, q_right */
+    bool is_told;   /* Q5 */
+
+    /* third line, as far as the first few end ids */
+    uint64_t t_last_ns;
+    struct ll_sampling sampling; /* end[] holds eos (unless ignored) and the stop ids */
+
+    /* what for */
+    uint64_t tag;
     uint32_t tenant, adapter, adapter_generation;
     uint64_t salt[2];
     uint64_t domain;      /* who its client is, for the prefix cache: ll_domain.cache_key */
     uint64_t deadline_ns; /* 0: none */
     uint64_t tenant_key;  /* whose account (queue.h): client, incarnation and tenant */
     uint64_t seed;
-    struct ll_sampling sampling; /* end[] holds eos (unless ignored) and the stop ids */
-    struct ll_bias *bias;        /* [LL_BIAS_MAX], the pool's */
+    struct ll_bias *bias; /* [LL_BIAS_MAX], the pool's */
     uint32_t n_bias;
     uint32_t prompt_off; /* intake: bytes into the arena */
     uint32_t bias_off;
 
     /* how far */
-    uint32_t *token;   /* [token_capacity], the pool's */
-    uint32_t n_copied; /* intake: prompt ids here so far */
-    uint32_t n_tokens; /* Q2 */
-    uint32_t n_cached; /* prompt tokens not computed */
-    uint32_t pos_lo, pos_hi;
-    uint32_t n_done;      /* tokens whose KV polled steps have made: <= pos_lo */
-    uint32_t *page;       /* [page_capacity], the pool's */
-    uint32_t *page_epoch; /* [page_capacity], beside page: kv.h K3 */
-    uint32_t n_pages;
-    struct ll_chain chain; /* of the first n_chained full pages: looked up or published */
-    uint32_t n_chained;
-    uint32_t n_attached;   /* pages that the prefix cache had when it started */
-    uint32_t n_pages_sent; /* page table entries the device has */
-    uint32_t device_slot;  /* LL_NONE: none */
-    bool needs_init;       /* device slot to be (re)built by the next batch */
-    enum ll_swap swap;
+    uint32_t n_copied;           /* intake: prompt ids here so far */
+    uint32_t n_cached;           /* prompt tokens not computed */
+    uint32_t n_scored;           /* prompt positions whose logprobs were reported */
+    uint32_t *page;              /* [page_capacity], the pool's */
+    uint32_t *page_epoch;        /* [page_capacity], beside page: kv.h K3 */
+    struct ll_chain chain;       /* of the first n_chained full pages */
     uint32_t n_swapped;          /* tokens whose KV is in host pages */
     uint32_t n_host, host_first; /* host pages, a chain (kv.h) */
     uint32_t n_copies, n_issued; /* page copies to be made, listed in plans */
     uint32_t copy_at;            /* host page of the next one */
     uint64_t copy_batch;         /* that the last one listed is in */
-    uint32_t n_in_flight;        /* rows submitted and not polled */
-    uint32_t n_scored;           /* prompt positions whose logprobs were reported */
-    bool is_prefill;             /* on the scheduler's list of those with prompt to compute */
-    bool is_victim;              /* was preempted and has not caught up yet */
-    bool is_preempted; /* RUNNING, but no more rows: WAITING once n_in_flight is 0 and nothing
-                        * is being copied */
-    bool is_slow;      /* with is_preempted: to the end of WAITING, its reader sleeps */
 
     /* its place in the order of service: queue.c's and the scheduler's */
-    uint32_t account; /* LL_NONE: the scheduler has not seen it yet, or it has ended */
-    uint32_t line;    /* LL_NONE: not in the queue */
-    uint64_t order;   /* of arrival */
+    uint32_t line;  /* LL_NONE: not in the queue */
+    uint64_t order; /* of arrival */
     uint32_t q_left, q_right, q_up, q_rank;
-    bool is_parked; /* WAITING, out of the queue for want of credit; linked by q_left, q_right */
-
-    /* credits, in events */
-    uint32_t n_written;  /* events written for this request, terminal one excluded */
-    uint32_t n_taken;    /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
-    uint32_t n_booked;   /* promised by rows in flight */
-    uint64_t starved_ns; /* since when no credit; 0: has credit */
 
     /* the end */
     enum ll_end end;
     int32_t end_code; /* LL_E_*, with FAILED */
     uint32_t stop_id; /* LL_NONE: none */
-    bool is_told;     /* Q5 */
     /* Marks set by intake and outlet on WAITING and RUNNING sequences, with ll_seq_mark(); the next
      * plan moves them to ENDING with end LOST, CANCELLED or STOP, the first of these that is set.
      */
@@ -131,8 +142,22 @@ struct ll_seq {
     bool is_marked;    /* on the pool's list of those with marks to be looked at */
     uint32_t mark_prev, mark_next;
 
-    uint64_t t_seen_ns, t_run_ns, t_first_ns, t_last_ns; /* outlet sets the last three */
+    uint64_t t_seen_ns, t_run_ns, t_first_ns; /* outlet sets the last two, and t_last_ns */
 };
+
+static_assert(offsetof(struct ll_seq, token) == LL_LINE_BYTES &&
+                  offsetof(struct ll_seq, t_last_ns) == 2 * LL_LINE_BYTES &&
+                  offsetof(struct ll_seq, sampling.end[4]) < 3 * LL_LINE_BYTES,
+              "what a step touches lies in three lines");
+
+/* Fetches those lines of a sequence whose turn comes LL_SEQ_AHEAD rows later. */
+#define LL_SEQ_AHEAD 6u
+static inline void ll_seq_prefetch(const struct ll_seq *seq)
+{
+    __builtin_prefetch(&seq->index, 1);
+    __builtin_prefetch(&seq->token, 1);
+    __builtin_prefetch(&seq->t_last_ns, 1);
+}
 
 struct ll_seq_list {
     uint32_t first, last, n;
@@ -144,6 +169,8 @@ struct ll_seq_pool {
     uint32_t token_capacity, page_capacity;
     struct ll_seq_list list[LL_SEQ_ENDING + 1]; /* by state */
     struct ll_seq_list marked;                  /* by mark_prev, mark_next */
+    uint32_t n_at_priority[256];                /* RUNNING, by priority + 128 */
+    uint64_t priorities[4];                     /* bit set: there are such */
     void *memory;                               /* token, page and bias arrays: one mapping */
     size_t memory_bytes;
 };
@@ -165,6 +192,17 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
  * ENDING has set `end`; who moves to WAITING or FREE has given back pages and device slot. */
 void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
 void ll_seq_move_front(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
+
+/* Does a sequence of this priority or of a lower one (a larger number) run? */
+static inline bool ll_seq_runs_at(const struct ll_seq_pool *pool, int32_t priority)
+{
+    uint32_t place = (uint32_t)(priority + 128), word = place / 64;
+    uint64_t found = place < 256 ? pool->priorities[word] >> place % 64 : 0;
+
+    while (found == 0 && ++word < LL_COUNT(pool->priorities))
+        found = pool->priorities[word];
+    return found != 0;
+}
 
 /* A mark was set: the next plan looks at the sequence. Nothing where it is on the list already. */
 void ll_seq_mark(struct ll_seq_pool *pool, struct ll_seq *seq);

@@ -458,6 +458,16 @@ static void learn_a_device(void)
 /* ---- swap -------------------------------------------------------------------------------------*/
 
 /* As make_two(), with swap whatever it costs. */
+/* A running one gives way before others; the pool counts those that run. */
+static void lower(struct ll_seq *seq)
+{
+    assert_int_equal(seq->priority, 0);
+    seq->priority = 1;
+    f.pool.n_at_priority[128 + 0]--;
+    f.pool.n_at_priority[128 + 1]++;
+    f.pool.priorities[2] = (f.pool.n_at_priority[128] > 0) | 2;
+}
+
 static void make_two_that_swap(struct ll_seq **a, struct ll_seq **b)
 {
     make_two(a, b);
@@ -482,7 +492,7 @@ static void a_victim_goes_to_the_host_and_comes_back_without_computing(void **st
     struct ll_seq *a, *b;
     make_two_that_swap(&a, &b);
     f.scheduler.limits.has_prefix_cache = false;
-    b->priority = 1; /* the one to give way */
+    lower(b); /* the one to give way */
     for (int i = 0; i < 100 && b->swap == LL_SWAP_NONE; i++) {
         while (f.n_planned > f.n_applied)
             apply();
@@ -534,7 +544,7 @@ static void what_ends_while_it_is_copied_keeps_its_pages_until_then(void **state
     (void)state;
     struct ll_seq *a, *b;
     make_two_that_swap(&a, &b);
-    b->priority = 1;
+    lower(b);
     run_until(b, LL_SEQ_RUNNING, LL_SWAP_OUT);
     cancel(b);
     while (f.n_planned > f.n_applied)
@@ -559,7 +569,7 @@ static void what_waits_on_the_host_gives_its_pages_back_at_its_end(void **state)
     (void)state;
     struct ll_seq *a, *b;
     make_two_that_swap(&a, &b);
-    b->priority = 1;
+    lower(b);
     run_until(b, LL_SEQ_RUNNING, LL_SWAP_OUT);
     while (f.n_planned > f.n_applied)
         apply();
@@ -577,7 +587,7 @@ static void without_host_pages_a_victim_is_computed_again(void **state)
     (void)state;
     struct ll_seq *a, *b;
     make_two_that_swap(&a, &b);
-    b->priority = 1;
+    lower(b);
     struct ll_seq *other = &f.pool.seq[N_SEQS - 1];
     assert_true(ll_kv_host_take(&f.kv, other, 8)); /* all are in use */
     other->swap = LL_SWAP_HELD;
@@ -594,7 +604,7 @@ static void the_model_says_whether_to_copy_or_to_compute(void **state)
     for (int round = 0; round < 2; round++) {
         struct ll_seq *a, *b;
         make_two(&a, &b);
-        b->priority = 1;
+        lower(b);
         learn_a_device(); /* 57 tokens: 0.57 ms */
         f.scheduler.cost.copy_ns = round == 0 ? 200000 : 400000;
         for (int i = 0; i < 100 && ll_stat_get(&f.stats.preemptions) == 0; i++) {
