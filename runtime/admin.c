@@ -278,6 +278,20 @@ static void on_readable(void *context, int fd, uint32_t events)
         finish(admin, peer);
 }
 
+static void refuse_one(struct ll_admin *admin, int listen_fd)
+{
+    char text[128];
+    int n = snprintf(text, sizeof(text),
+                     "{\"error\":%d,\"message\":\"the runtime has no descriptor left: raise its "
+                     "LimitNOFILE\"}\n",
+                     -EMFILE);
+    int fd = ll_control_accept_spare(admin->options.control, listen_fd);
+
+    if (fd >= 0 && send(fd, text, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        ll_debug("admin socket: a peer is gone before it was refused");
+    ll_control_close_spare(admin->options.control, fd);
+}
+
 static void on_connect(void *context, int fd, uint32_t events)
 {
     struct ll_admin *admin = context;
@@ -285,8 +299,11 @@ static void on_connect(void *context, int fd, uint32_t events)
 
     (void)events;
     int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (client < 0)
+    if (client < 0) {
+        if (errno == EMFILE || errno == ENFILE)
+            refuse_one(admin, fd);
         return;
+    }
     for (int i = 1; i < LL_ADMIN_PEERS && peer->fd >= 0; i++)
         if (admin->peer[i].fd < 0 || admin->peer[i].since_ns < peer->since_ns)
             peer = &admin->peer[i];

@@ -13,6 +13,7 @@
 #ifndef RUNTIME_ATTACHMENT_H
 #define RUNTIME_ATTACHMENT_H
 
+#include "runtime/debt.h"
 #include "shm/bell.h"
 #include "shm/events.h"
 #include "shm/region.h"
@@ -28,13 +29,13 @@ struct ll_domain {
     uint64_t n_empty;   /* times the bell answered "empty" */
     uint32_t n_polled;  /* its attachments that intake knows */
     bool is_swept_only; /* after three repairs the bell is not believed */
-    uint64_t wake_debt_ns, wake_debt_at_ns; /* outlet.h, O5 */
-    bool has_slow_wakes;
+    struct ll_debt step_debt;
 
     /* control thread */
     bool is_used;
     uint32_t id;
     uid_t uid;
+    struct ll_debt control_debt;
     uint64_t cache_key; /* who shares cached prefixes: the uid, or this domain alone */
     uint32_t n_attached;
     uint32_t n_slots; /* over its attachments; bell words >= 2 x the most there can be */
@@ -78,10 +79,12 @@ struct ll_attachment {
     int64_t credits_reserved;  /* events promised: terminal ones and rows in flight */
     uint64_t quarantine_pos;   /* bell position at the death notice */
     uint64_t quarantine_empty; /* domain's n_empty then */
-    bool needs_scan;           /* a request could not be taken yet: look at the slots again */
-    bool is_fenced;            /* nothing is read or written any more */
-    bool is_leaving;           /* DETACH came: cancel all, then give back */
-    bool is_touched;           /* events written this step: look at wait_word */
+    bool wants_watch;          /* its kick eventfd waits to be watched (engine.c) */
+    bool is_watched;
+    bool needs_scan; /* a request could not be taken yet: look at the slots again */
+    bool is_fenced;  /* nothing is read or written any more */
+    bool is_leaving; /* DETACH came: cancel all, then give back */
+    bool is_touched; /* events written this step: look at wait_word */
 };
 
 #endif

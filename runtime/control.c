@@ -26,7 +26,8 @@
 #define ARENA_BYTES_UID    (1ull << 30)
 #define DRAIN_NS           (30 * LL_NS_PER_S)
 #define DRAIN_SLACK_NS     (2 * LL_NS_PER_S) /* the step thread ends what is left at the deadline */
-#define DESCRIPTORS_WANTED 4096u             /* 4 a client, 512 clients, the rest */
+#define WAKES_NS           (10 * LL_NS_PER_MS) /* between two looks at those that wait */
+#define DESCRIPTORS_WANTED 4096u               /* 4 a client, 512 clients, the rest */
 
 static sigset_t stop_signals(void)
 {
@@ -322,6 +323,33 @@ static void finish(struct ll_control *control, int result)
     ll_control_mail(control, LL_MAIL_STOP, NULL, 0);
 }
 
+/* What waking costs is the client's to choose, within bounds (debt.h): those of a domain in debt
+ * are woken later, and the loop is there for the others. */
+static void wake(struct ll_control *control, struct ll_attachment *attachment)
+{
+    const struct ll_debt_clock clock = {0};
+    struct ll_debt *debt = &attachment->domain->control_debt;
+    struct ll_place *place = &control->place[attachment->id];
+
+    if (ll_debt_is_due(debt, &clock)) {
+        control->n_wakes_due += !place->is_wake_due;
+        place->is_wake_due = true;
+        return;
+    }
+    control->n_wakes_due -= place->is_wake_due;
+    place->is_wake_due = false;
+    struct ll_debt_call call = ll_debt_begin(debt, &clock);
+    ll_wait_wake(attachment->wake_fd);
+    ll_debt_end(debt, &clock, &call);
+}
+
+static void wake_late(struct ll_control *control)
+{
+    for (uint32_t i = 0; control->n_wakes_due > 0 && i < control->n_places; i++)
+        if (control->place[i].is_wake_due)
+            wake(control, &control->place[i].attachment);
+}
+
 static void fence(struct ll_control *control, struct ll_attachment *attachment, int code)
 {
     struct ll_place *place = &control->place[attachment->id];
@@ -355,7 +383,7 @@ static void take_mail(struct ll_control *control)
             fence(control, mail.attachment, (int)(int64_t)mail.value);
             break;
         case LL_MAIL_WAKE:
-            ll_wait_wake(((struct ll_attachment *)mail.attachment)->wake_fd);
+            wake(control, mail.attachment);
             break;
         case LL_MAIL_IDLE:
             if (control->is_draining)
@@ -451,6 +479,10 @@ static int expire(struct ll_control *control)
             finish(control, LL_ERR(-ETIMEDOUT, "requests were still open at the drain's deadline"));
         next_ns = ll_min_u64(next_ns, deadline_ns);
     }
+    if (control->n_wakes_due > 0) {
+        now_ns = ll_now_ns();
+        next_ns = ll_min_u64(next_ns, now_ns + WAKES_NS);
+    }
     if (next_ns == UINT64_MAX)
         return -1;
     return next_ns <= now_ns ? 0 : (int)((next_ns - now_ns) / LL_NS_PER_MS) + 1;
@@ -505,6 +537,7 @@ int ll_control_run(struct ll_control *control)
         /* Emptied before the mail is read: a notice that comes in between is seen next turn. */
         ll_wait_drain(control->notify_fd);
         take_mail(control);
+        wake_late(control);
 #ifdef LL_DEBUG
         ll_control_check(control);
 #endif
@@ -515,6 +548,7 @@ int ll_control_run(struct ll_control *control)
 void ll_control_check(const struct ll_control *control)
 {
     uint32_t n_offered = 0, n_attached = 0, n_in_domains = 0, n_used = 0, n_slots = 0;
+    uint32_t n_wakes_due = 0;
 
     for (uint32_t i = 0; i < control->n_connections; i++) {
         const struct ll_connection *connection = &control->connection[i];
@@ -532,6 +566,7 @@ void ll_control_check(const struct ll_control *control)
         if (place->state == LL_PLACE_FREE)
             continue;
         n_used++;
+        n_wakes_due += place->is_wake_due;
         n_slots += attachment->n_slots;
         if (place->state == LL_PLACE_LEAVING)
             continue;
@@ -545,5 +580,5 @@ void ll_control_check(const struct ll_control *control)
         n_in_domains += domain->n_attached;
         n_slots -= domain->n_slots;
     }
-    LL_ASSERT(n_in_domains == n_used && n_slots == 0);
+    LL_ASSERT(n_in_domains == n_used && n_slots == 0 && n_wakes_due == control->n_wakes_due);
 }

@@ -79,6 +79,12 @@ int ll_control_watch(struct ll_control *control, int fd, uint32_t events, ll_con
                      void *context);
 void ll_control_unwatch(struct ll_control *control, int fd);
 
+/* Descriptors have run out (accept: EMFILE, ENFILE): gives up one kept for this, takes a peer off
+ * listen_fd, which would stay readable for ever, so that it can be told; -1: none. Then, always,
+ * ll_control_close_spare(). */
+int ll_control_accept_spare(struct ll_control *control, int listen_fd);
+void ll_control_close_spare(struct ll_control *control, int fd);
+
 /* Who is attached, for `llring status`. Returns how many there are; at most n_max are written. */
 struct ll_control_client {
     uint32_t id, incarnation, n_slots, arena_bytes, domain;

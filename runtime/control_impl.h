@@ -35,6 +35,7 @@ enum ll_place_state { LL_PLACE_FREE, LL_PLACE_OFFERED, LL_PLACE_ATTACHED, LL_PLA
 struct ll_place {
     enum ll_place_state state;
     uint32_t connection; /* index; meaningless while LEAVING */
+    bool is_wake_due;    /* the domain's debt must be paid first */
     uint64_t attached_ns;
     struct ll_attachment attachment;
 };
@@ -58,6 +59,7 @@ struct ll_control {
     struct ll_connection *connection;
     uint32_t n_places; /* capacity: options.n_attachments_max */
     struct ll_place *place;
+    uint32_t n_wakes_due; /* places with is_wake_due */
     uint64_t n_domains_made;
     uint32_t next_id;         /* ids are taken round robin: the longest unused first */
     struct ll_domain *domain; /* [n_places] */

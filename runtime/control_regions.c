@@ -129,7 +129,34 @@ static void drop_from_domain(struct ll_domain *domain, uint32_t n_slots)
     if (domain->region.base != NULL && ll_region_empty(&domain->region) < 0)
         ll_warn("a request ring's memory stays with who still maps it: %s", ll_err_text());
     ll_region_free(&domain->region);
-    *domain = (struct ll_domain){.region.fd = -1};
+    /* Who comes back has not paid by leaving. */
+    *domain = (struct ll_domain){.uid = domain->uid,
+                                 .step_debt = domain->step_debt,
+                                 .control_debt = domain->control_debt,
+                                 .region.fd = -1};
+}
+
+/* An unused one: what this user left in debt, or one without debts. */
+static struct ll_domain *find_unused(struct ll_control *control, uid_t uid)
+{
+    struct ll_domain *best = NULL;
+    int best_score = -1;
+
+    for (uint32_t i = 0; i < control->n_places; i++) {
+        struct ll_domain *domain = &control->domain[i];
+        if (domain->is_used) /* the step thread's until it is not */
+            continue;
+        bool owes = domain->step_debt.ns > 0 || domain->control_debt.ns > 0;
+        int score = owes ? (domain->uid == uid ? 2 : 0) : 1;
+        if (score > best_score) {
+            best = domain;
+            best_score = score;
+        }
+    }
+    LL_ASSERT(best != NULL); /* never more domains than attachments */
+    if (best_score != 2)
+        best->step_debt = best->control_debt = (struct ll_debt){0};
+    return best;
 }
 
 /* The domain of this client; made when it is the first. */
@@ -143,12 +170,12 @@ static int join_domain(struct ll_control *control, uid_t uid, uint32_t n_slots,
         if (control->domain[i].is_used && control->domain[i].uid == uid)
             domain = &control->domain[i];
     if (domain == NULL) {
-        uint32_t i = 0;
-        while (control->domain[i].is_used)
-            i++;
-        LL_ASSERT(i < control->n_places); /* never more domains than attachments */
-        domain = &control->domain[i];
-        *domain = (struct ll_domain){.id = i, .uid = uid, .region.fd = -1};
+        domain = find_unused(control, uid);
+        *domain = (struct ll_domain){.id = (uint32_t)(domain - control->domain),
+                                     .uid = uid,
+                                     .step_debt = domain->step_debt,
+                                     .control_debt = domain->control_debt,
+                                     .region.fd = -1};
         /* Clients of a user share prefixes, also one after the other; isolated ones never do. */
         domain->cache_key = is_isolated ? 1ull << 63 | control->n_domains_made++ : uid;
         if (!is_isolated) {
@@ -193,6 +220,8 @@ void ll_control_free_attachment(struct ll_control *control, struct ll_attachment
         close(attachment->kick_fd);
     if (attachment->wake_fd >= 0)
         close(attachment->wake_fd);
+    control->n_wakes_due -= place->is_wake_due;
+    place->is_wake_due = false;
     place->state = LL_PLACE_FREE;
     /* The next holder's words differ from late ones of this one. */
     *attachment = (struct ll_attachment){.id = attachment->id,

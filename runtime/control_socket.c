@@ -28,6 +28,7 @@
 
 /* Connections taken in one turn of the loop: a flood must not keep it from its other work. */
 #define ACCEPTS_A_TURN 16
+#define SPARE_MS       10
 
 static int make_directory(const char *path)
 {
@@ -175,21 +176,34 @@ static struct ll_connection *find_place(struct ll_control *control, uid_t uid)
                                                                                    : NULL;
 }
 
-/* Descriptors have run out: the spare one is given up to take the client and tell it so; without
- * this the listening socket would stay readable and the loop would spin. */
+int ll_control_accept_spare(struct ll_control *control, int listen_fd)
+{
+    if (control->spare_fd >= 0)
+        close(control->spare_fd);
+    control->spare_fd = -1;
+    int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0) /* somebody else was quicker; the loop comes back at once, and must not spin */
+        poll(NULL, 0, SPARE_MS);
+    return fd;
+}
+
+void ll_control_close_spare(struct ll_control *control, int fd)
+{
+    if (fd >= 0)
+        close(fd);
+    control->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static void refuse_one(struct ll_control *control)
 {
-    if (control->spare_fd < 0)
-        return;
-    close(control->spare_fd);
-    int fd = accept4(control->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = ll_control_accept_spare(control, control->listen_fd);
+
     if (fd >= 0) {
         ll_control_refuse(fd, LL_MSG_REFUSE, LL_E_QUOTA,
                           "the runtime has no descriptor left: raise its LimitNOFILE");
-        close(fd);
         ll_stat_add(&control->stats->attaches_refused, 1);
     }
-    control->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    ll_control_close_spare(control, fd);
 }
 
 void ll_control_accept(struct ll_control *control)

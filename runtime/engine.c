@@ -92,8 +92,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     if (rc < 0)
         goto fail;
     ll_outlet_init(&engine->outlet, &engine->pool, engine->stats, o->to_control);
-    engine->outlet.clock = o->clock;
-    engine->outlet.clock_context = o->clock_context;
+    engine->outlet.clock =
+        (struct ll_debt_clock){.now = o->clock, .spent = o->clock, .context = o->clock_context};
     ll_intake_init(&engine->intake, &engine->pool, &engine->outlet, engine->stats, &o->gate);
     if (o->n_waiting_max != 0)
         engine->intake.n_waiting_max = o->n_waiting_max;
@@ -167,18 +167,39 @@ static void notify_control(struct ll_engine *engine)
         ll_wait_wake(engine->options.notify_fd);
 }
 
+/* The kick eventfd's wait queue is its client's to make slow: the calls that put us in and take us
+ * out are timed and wait like wakes (debt.h). A client that is not watched is served all the same,
+ * by sweeps and other clients' kicks. false: not now. */
+static bool watch(struct ll_engine *engine, struct ll_attachment *client, bool wanted)
+{
+    struct ll_debt *debt = &client->domain->step_debt;
+
+    if (client->is_watched == wanted)
+        return true;
+    if (ll_debt_is_due(debt, &engine->outlet.clock))
+        return false;
+    struct ll_debt_call call = ll_debt_begin(debt, &engine->outlet.clock);
+    if (!wanted)
+        epoll_ctl(engine->epoll_fd, EPOLL_CTL_DEL, client->kick_fd, NULL);
+    else if (add_to_epoll(engine, client->kick_fd) < 0)
+        ll_warn("client %u cannot wake the runtime: %s", client->id, ll_err_text());
+    else
+        client->is_watched = true;
+    ll_debt_end(debt, &engine->outlet.clock, &call);
+    client->is_watched &= wanted;
+    return true;
+}
+
 static void attach(struct ll_engine *engine, struct ll_attachment *client)
 {
     ll_intake_attach(&engine->intake, client);
-    if (add_to_epoll(engine, client->kick_fd) < 0) /* served all the same: sweeps and other kicks */
-        ll_warn("client %u cannot wake the runtime: %s", client->id, ll_err_text());
+    client->wants_watch = !watch(engine, client, true);
 }
 
 static void begin_detach(struct ll_engine *engine, struct ll_attachment *client, bool has_died)
 {
     LL_ASSERT(engine->n_leaving < LL_ATTACHMENTS_MAX);
-    /* Fails only where attach() could not add it. */
-    epoll_ctl(engine->epoll_fd, EPOLL_CTL_DEL, client->kick_fd, NULL);
+    client->wants_watch = false;
     engine->leaving[engine->n_leaving++] =
         (struct ll_engine_leaving){.client = client, .has_died = has_died};
 }
@@ -193,7 +214,8 @@ static void go_on_detaching(struct ll_engine *engine)
         if (!leaving->is_gone)
             leaving->is_gone =
                 ll_intake_detach(&engine->intake, leaving->client, leaving->has_died);
-        if (leaving->is_gone && ll_mailbox_send(engine->options.to_control, &mail))
+        if (watch(engine, leaving->client, false) && leaving->is_gone &&
+            ll_mailbox_send(engine->options.to_control, &mail))
             *leaving = engine->leaving[--engine->n_leaving];
         else
             i++;
@@ -261,8 +283,12 @@ static void beat(struct ll_engine *engine, uint64_t now_ns)
         return;
     engine->next_gauges_ns = now_ns + GAUGES_NS;
     int64_t n_reserved = 0;
-    for (uint32_t i = 0; i < engine->intake.n_clients; i++)
-        n_reserved += engine->intake.client[engine->intake.id[i]]->credits_reserved;
+    for (uint32_t i = 0; i < engine->intake.n_clients; i++) {
+        struct ll_attachment *client = engine->intake.client[engine->intake.id[i]];
+        n_reserved += client->credits_reserved;
+        if (client->wants_watch)
+            client->wants_watch = !watch(engine, client, true);
+    }
     ll_stat_set(&engine->stats->credits_reserved, (uint64_t)n_reserved);
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #define REPAIRS_MAX 3u
+#define TYPICAL_NS  (10 * LL_NS_PER_MS)
 
 void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct ll_outlet *outlet,
                     struct ll_stats *stats, const struct ll_gate_limits *limits)
@@ -52,13 +53,18 @@ static void count_malformed(struct ll_intake *intake, struct ll_attachment *clie
 
 /* ---- a new request ---------------------------------------------------------------------------*/
 
-/* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. */
-static uint32_t retry_ms(const struct ll_intake *intake)
+/* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. Who is
+ * refused may come back at once and often: the typical one is looked up now and then only. */
+static uint32_t retry_ms(struct ll_intake *intake, uint64_t now_ns)
 {
     const struct ll_seq_list *list = intake->pool->list;
-    uint64_t typical_ms = ll_hist_quantile(&intake->stats->request_total_ns, 0.5) / LL_NS_PER_MS;
+
+    if (now_ns >= intake->next_typical_ns) {
+        intake->next_typical_ns = now_ns + TYPICAL_NS;
+        intake->typical_ms = ll_hist_quantile(&intake->stats->request_total_ns, 0.5) / LL_NS_PER_MS;
+    }
     uint64_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
-    uint64_t ms = n_waiting * typical_ms / ll_max_u64(list[LL_SEQ_RUNNING].n, 1);
+    uint64_t ms = n_waiting * intake->typical_ms / ll_max_u64(list[LL_SEQ_RUNNING].n, 1);
 
     return (uint32_t)ll_min_u64(ll_max_u64(ms, 100), 10000);
 }
@@ -73,7 +79,7 @@ static void refuse(struct ll_intake *intake, struct ll_attachment *client, uint3
 static void refuse_busy(struct ll_intake *intake, struct ll_attachment *client, uint32_t slot,
                         uint64_t now_ns, const char *text)
 {
-    struct ll_refusal why = {.code = LL_E_BUSY, .retry_ms = retry_ms(intake)};
+    struct ll_refusal why = {.code = LL_E_BUSY, .retry_ms = retry_ms(intake, now_ns)};
 
     snprintf(why.text, sizeof(why.text), "%s", text);
     refuse(intake, client, slot, now_ns, &why);

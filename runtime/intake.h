@@ -39,6 +39,7 @@ struct ll_intake {
     struct ll_gate_limits limits;
     uint32_t n_waiting_max; /* requests */
     uint64_t tokens_waiting_max;
+    uint64_t typical_ms, next_typical_ns; /* how long a request takes, for BUSY */
     bool is_draining;
 
     /* The sweep goes through id[] with a cursor, so that many clients take many turns. */
@@ -64,8 +65,8 @@ void ll_intake_attach(struct ll_intake *intake, struct ll_attachment *attachment
  * (it said BYE); true once everything is freed and the quarantine (A3) is over, so that DETACHED
  * may be sent. Call again until then, each turn of the loop; has_died counts the first time. */
 bool ll_intake_detach(struct ll_intake *intake, struct ll_attachment *attachment, bool has_died);
-/* A SWEEP came: this client's slots are looked at in the next sweep, which begins with the next turn
- * and keeps to its bound (N3), however many ask. */
+/* A SWEEP came: this client's slots are looked at in the next sweep, which begins with the next
+ * turn and keeps to its bound (N3), however many ask. */
 void ll_intake_sweep(struct ll_intake *intake, struct ll_attachment *attachment);
 
 /* Shadows, lists and reservations agree; aborts on a fault. */

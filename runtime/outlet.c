@@ -13,10 +13,6 @@
 #define TOPS_AN_EVENT    5u
 #define PROMPTS_AN_EVENT 10u
 #define WAKES_HERE       8u /* a send() to a sleeper costs microseconds */
-/* O5. */
-#define SLOW_WAKE_NS      (25 * LL_NS_PER_US) /* ten times an honest one */
-#define WAKE_DEBT_MAX_NS  (10 * LL_NS_PER_MS) /* an honest one may be interrupted now and then */
-#define WAKE_DEBT_DIVISOR 200u                /* time pays off 0.5 % of itself */
 
 void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
                     struct ll_mailbox *to_control)
@@ -464,53 +460,13 @@ void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, 
     set_gauges(outlet);
 }
 
-static uint64_t clock_ns(const struct ll_outlet *outlet)
-{
-    return outlet->clock != NULL ? outlet->clock(outlet->clock_context) : ll_now_ns();
-}
-
-/* CPU time of this thread: what it waited for the CPU, which the woken client may have taken from
- * it, is nobody's debt. Half a microsecond, so it is read only for domains that had a slow wake. */
-static uint64_t spent_clock_ns(const struct ll_outlet *outlet)
-{
-    struct timespec spent;
-
-    if (outlet->clock_spent != NULL)
-        return outlet->clock_spent(outlet->clock_context);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &spent);
-    return (uint64_t)spent.tv_sec * LL_NS_PER_S + (uint64_t)spent.tv_nsec;
-}
-
-/* Have this domain's wakes been so slow that they must wait? (O5) */
-static bool is_in_debt(const struct ll_outlet *outlet, struct ll_domain *domain)
-{
-    if (domain->wake_debt_ns == 0)
-        return false;
-    uint64_t now_ns = clock_ns(outlet);
-    uint64_t paid_ns = (now_ns - domain->wake_debt_at_ns) / WAKE_DEBT_DIVISOR;
-    if (paid_ns > 0) {
-        domain->wake_debt_ns -= ll_min_u64(domain->wake_debt_ns, paid_ns);
-        domain->wake_debt_at_ns = now_ns;
-    }
-    return domain->wake_debt_ns > WAKE_DEBT_MAX_NS;
-}
-
 static void wake_here(struct ll_outlet *outlet, struct ll_attachment *client)
 {
-    struct ll_domain *domain = client->domain;
-    bool is_timed = domain->has_slow_wakes;
-    uint64_t spent_ns = is_timed ? spent_clock_ns(outlet) : 0, start_ns = clock_ns(outlet);
+    struct ll_debt *debt = &client->domain->step_debt;
+    struct ll_debt_call call = ll_debt_begin(debt, &outlet->clock);
 
     ll_wait_wake(client->wake_fd);
-    if (clock_ns(outlet) - start_ns < SLOW_WAKE_NS)
-        return;
-    domain->has_slow_wakes = true;
-    uint64_t took_ns = is_timed ? spent_clock_ns(outlet) - spent_ns : 0;
-    if (took_ns < SLOW_WAKE_NS)
-        return;
-    if (domain->wake_debt_ns == 0)
-        domain->wake_debt_at_ns = start_ns;
-    domain->wake_debt_ns += took_ns;
+    ll_debt_end(debt, &outlet->clock, &call);
 }
 
 void ll_outlet_wake(struct ll_outlet *outlet)
@@ -525,7 +481,7 @@ void ll_outlet_wake(struct ll_outlet *outlet)
         /* Relaxed: prod_pos is a statistic. */
         atomic_store_explicit(&client->rsp_head->prod_pos, client->events.prod,
                               memory_order_relaxed);
-        if (is_in_debt(outlet, client->domain)) {
+        if (ll_debt_is_due(&client->domain->step_debt, &outlet->clock)) {
             outlet->touched[n_kept++] = client->id;
             continue;
         }

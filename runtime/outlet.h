@@ -6,10 +6,8 @@
  *       request's own window has too; plan books them, publish gives the rest back
  *   O3  so publish never finds a ring full
  *   O4  a client whose indices lie is fenced: nothing more is written, its sequences end as LOST
- *   O5  waking a domain's clients costs the step thread at most 0.5 % of its time, 10 ms at once: a
- *       client may hang 30,000 epoll watches on its end of the wake socket, and the kernel walks
- *       them all in our send() (16 ms). CPU time spent in slow sends is a debt of the domain that
- *       time pays off; until then its clients are woken late */
+ *   O5  waking a domain's clients costs the step thread at most 0.5 % of its time, 10 ms at once;
+ *       those of one that exceeds that are woken late (debt.h) */
 #ifndef RUNTIME_OUTLET_H
 #define RUNTIME_OUTLET_H
 
@@ -24,11 +22,9 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
-    uint32_t n_starved;              /* sequences with starved_ns set */
-    uint64_t tokens_waiting;         /* prompt tokens of requests taken that never ran yet */
-    uint64_t (*clock)(void *);       /* times the wakes; NULL: ll_now_ns() */
-    uint64_t (*clock_spent)(void *); /* CPU time of the thread; NULL: the system's */
-    void *clock_context;
+    uint32_t n_starved;                   /* sequences with starved_ns set */
+    uint64_t tokens_waiting;              /* prompt tokens of requests taken that never ran yet */
+    struct ll_debt_clock clock;           /* times the wakes */
     uint32_t touched[LL_ATTACHMENTS_MAX]; /* clients written to and not looked at yet, each once */
     uint32_t n_touched;
 };

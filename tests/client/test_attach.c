@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "client/handle.h"
+#include "shm/wait.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -425,6 +426,37 @@ static void after_ready_memory_cannot_be_taken_away(void **state)
     assert_nothing_left(*state);
 }
 
+/* Wakes by the control thread of a user whose wakes have cost too much: late, and not lost; and the
+ * debt is there when it comes back. */
+ECHO_PEEKS static void a_user_in_debt_is_woken_late(void **state)
+{
+    struct echo *echo = *state;
+    struct ll_client *client = echo_open(echo, 16);
+    struct pollfd woken = {.fd = client->wake_fd, .events = POLLIN};
+
+    for (int i = 0; i < 1000 && poll(&woken, 1, 0) == 1; i++)
+        ll_wait_drain(client->wake_fd);
+    struct ll_attachment *attachment = echo->client[client->client_id];
+    struct ll_mail mail = {.type = LL_MAIL_WAKE, .attachment = attachment};
+    struct ll_debt *debt = &attachment->domain->control_debt;
+    *debt = (struct ll_debt){.ns = 60 * LL_NS_PER_S, .at_ns = ll_now_ns(), .is_timed = true};
+    for (int i = 0; i < 3; i++)
+        assert_true(ll_mailbox_send(&echo->to_control, &mail));
+    ll_wait_wake(ll_control_notify_fd(echo->control));
+    assert_int_equal(poll(&woken, 1, 200), 0);
+    debt->at_ns -= 60 * 200 * LL_NS_PER_S; /* paid off */
+    assert_int_equal(poll(&woken, 1, 10000), 1);
+
+    *debt = (struct ll_debt){.ns = 60 * LL_NS_PER_S, .at_ns = ll_now_ns(), .is_timed = true};
+    ll_client_close(client);
+    echo_await(&echo->knobs->n_detached, 1);
+    client = echo_open(echo, 16);
+    assert_true(echo->client[client->client_id]->domain->control_debt.ns > 50 * LL_NS_PER_S);
+    ll_client_close(client);
+    echo_await(&echo->knobs->n_detached, 2);
+    assert_nothing_left(echo);
+}
+
 static void a_flood_of_sweeps_is_kicked(void **state)
 {
     struct ll_msg_plain sweep = {{LL_MSG_MAGIC, LL_MSG_SWEEP, sizeof(sweep)}};
@@ -813,6 +845,7 @@ int main(void)
         WITH_ECHO(the_client_pays_for_its_memory),
         WITH_ECHO(a_kept_bell_is_empty_when_its_clients_have_left),
         WITH_ECHO(after_ready_memory_cannot_be_taken_away),
+        WITH_ECHO(a_user_in_debt_is_woken_late),
         WITH_ECHO(a_flood_of_sweeps_is_kicked),
         WITH_ECHO(another_wire_version_is_refused_with_both),
         WITH_ECHO(thousands_of_connects_leave_nothing_behind),

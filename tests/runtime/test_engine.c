@@ -353,6 +353,40 @@ static void a_client_that_dies_is_forgotten_and_others_go_on(void **state)
     rig_close(&rig);
 }
 
+/* Whose wait queues cost too much is put off, and let go, later. */
+static void a_domain_in_debt_is_watched_and_unwatched_later(void **state)
+{
+    (void)state;
+    const struct ll_debt debt = {.ns = 20 * LL_NS_PER_MS, .is_timed = true};
+    struct ll_mail mail;
+
+    rig_open(&rig, &(struct rig_config){.n_clients = 2});
+    struct ll_attachment *client = &rig.client[0].a;
+    rig.domain.step_debt = debt;
+    rig.domain.step_debt.at_ns = rig.now_ns;
+    for (int i = 0; i < 50; i++)
+        rig_turn(&rig);
+    assert_true(!client->is_watched && client->wants_watch);
+    submit_many(2, 10, 10);
+    rig_finish(&rig, 5000); /* served all the same */
+    rig.now_ns += 3 * LL_NS_PER_S;
+    rig_turn(&rig);
+    assert_true(client->is_watched && !client->wants_watch);
+
+    rig.domain.step_debt = debt;
+    rig.domain.step_debt.at_ns = rig.now_ns;
+    rig_mail(&rig, LL_MAIL_DETACH, client, 0);
+    for (int i = 0; i < 50; i++)
+        rig_turn(&rig);
+    assert_false(control_got(LL_MAIL_DETACHED, &mail));
+    assert_true(client->is_watched);
+    rig.now_ns += 3 * LL_NS_PER_S;
+    rig_turn(&rig);
+    assert_true(control_got(LL_MAIL_DETACHED, &mail));
+    assert_false(client->is_watched);
+    rig_close(&rig);
+}
+
 static void a_client_that_says_bye_is_cancelled(void **state)
 {
     (void)state;
@@ -671,6 +705,7 @@ int main(void)
         cmocka_unit_test(cancel_stop_and_deadline_end_a_request),
         cmocka_unit_test(cancels_at_random_moments_leave_nothing_behind),
         cmocka_unit_test(a_client_that_dies_is_forgotten_and_others_go_on),
+        cmocka_unit_test(a_domain_in_debt_is_watched_and_unwatched_later),
         cmocka_unit_test(a_client_that_says_bye_is_cancelled),
         cmocka_unit_test(a_client_whose_indices_lie_is_fenced),
         cmocka_unit_test(a_failing_step_tells_everybody_once),

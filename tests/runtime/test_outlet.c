@@ -430,8 +430,7 @@ static void a_domain_whose_wakes_are_slow_is_woken_late_and_no_other(void **stat
     desk_open(&desk, 4, true);
     slow_now_ns = desk.now_ns;
     slow_ns = 0;
-    desk.outlet.clock = slow_clock;
-    desk.outlet.clock_spent = spent_clock;
+    desk.outlet.clock = (struct ll_debt_clock){.now = slow_clock, .spent = spent_clock};
     desk_submit(&desk, 0, 0, 4);
     desk_submit(&desk, 1, 0, 4);
     desk_turn(&desk);

@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <jansson.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -88,14 +89,16 @@ static int admin_connect(const struct ll_test_runtime *runtime)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const struct timeval patience = {.tv_sec = 20};
 
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
     snprintf(address.sun_path, sizeof(address.sun_path), "%s/admin.sock", runtime->directory);
     if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
         fail_msg("admin.sock: %s", strerror(errno));
     return fd;
 }
 
-/* Sends a line, gives the answer back; the caller frees it. */
+/* Sends a line, unless it is NULL, gives the answer back; the caller frees it. */
 static json_t *admin_ask(const struct ll_test_runtime *runtime, const char *line)
 {
     static char answer[300000];
@@ -103,14 +106,16 @@ static json_t *admin_ask(const struct ll_test_runtime *runtime, const char *line
     ssize_t n;
     int fd = admin_connect(runtime);
 
-    assert_int_equal(write(fd, line, strlen(line)), (ssize_t)strlen(line));
+    if (line != NULL)
+        assert_int_equal(write(fd, line, strlen(line)), (ssize_t)strlen(line));
     while ((n = read(fd, answer + n_answer, sizeof(answer) - n_answer)) > 0)
         n_answer += (size_t)n;
     close(fd);
     json_error_t error;
     json_t *json = json_loadb(answer, n_answer, 0, &error);
     if (json == NULL)
-        fail_msg("\"%s\" is answered with %.*s: %s", line, (int)n_answer, answer, error.text);
+        fail_msg("\"%s\" is answered with %.*s: %s", line != NULL ? line : "", (int)n_answer,
+                 answer, error.text);
     return json;
 }
 
@@ -338,6 +343,44 @@ static void other_commands_answer_clearly(void **state)
     assert_int_equal(ll_test_runtime_stop(&runtime), 0);
 }
 
+/* The limit becomes the lowest number that is free: no call that wants one succeeds. */
+static void take_descriptors(pid_t pid, struct rlimit *before)
+{
+    struct rlimit now;
+    char path[64];
+    struct stat st;
+
+    assert_int_equal(prlimit(pid, RLIMIT_NOFILE, NULL, before), 0);
+    now = *before;
+    for (now.rlim_cur = 0;; now.rlim_cur++) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, (int)now.rlim_cur);
+        if (lstat(path, &st) < 0)
+            break;
+    }
+    assert_int_equal(prlimit(pid, RLIMIT_NOFILE, &now, NULL), 0);
+}
+
+static void without_descriptors_the_admin_socket_says_so(void **state)
+{
+    (void)state;
+    struct ll_test_runtime runtime;
+    struct rlimit before;
+
+    start(&runtime, ARGS("--device", "fake"));
+    take_descriptors(runtime.pid, &before);
+    for (int i = 0; i < 3; i++) { /* and keeps one for the next who asks */
+        json_t *json = admin_ask(&runtime, NULL);
+        assert_int_equal(json_integer_value(json_object_get(json, "error")), -EMFILE);
+        assert_non_null(strstr(json_string_value(json_object_get(json, "message")), "LimitNOFILE"));
+        json_decref(json);
+    }
+    assert_int_equal(prlimit(runtime.pid, RLIMIT_NOFILE, &before, NULL), 0);
+    json_t *json = admin_ask(&runtime, "status\n");
+    assert_string_equal(json_string_value(json_object_get(json, "state")), "ready");
+    json_decref(json);
+    assert_int_equal(ll_test_runtime_stop(&runtime), 0);
+}
+
 static void drain_finishes_what_runs_and_ends_the_process(void **state)
 {
     (void)state;
@@ -517,6 +560,7 @@ int main(void)
         cmocka_unit_test(sockets_and_memory_are_private),
         cmocka_unit_test(status_tells_everything),
         cmocka_unit_test(other_commands_answer_clearly),
+        cmocka_unit_test(without_descriptors_the_admin_socket_says_so),
         cmocka_unit_test(drain_finishes_what_runs_and_ends_the_process),
         cmocka_unit_test(wrong_usage_exits_2_with_one_sentence),
         cmocka_unit_test(a_missing_model_exits_1_and_says_what_to_do),
