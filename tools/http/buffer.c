@@ -59,6 +59,17 @@ void buffer_printf(struct buffer *buffer, const char *format, ...)
     buffer->n += (size_t)n;
 }
 
+void buffer_u64(struct buffer *buffer, uint64_t value)
+{
+    char text[20];
+    size_t at = sizeof(text);
+
+    do
+        text[--at] = (char)('0' + value % 10);
+    while ((value /= 10) > 0);
+    buffer_put(buffer, text + at, sizeof(text) - at);
+}
+
 /* Length of the UTF-8 character at text, 0 where there is none (cut, overlong, surrogate). */
 static size_t character_bytes(const unsigned char *text, size_t n)
 {
@@ -122,8 +133,12 @@ void buffer_json_string(struct buffer *buffer, const char *text, size_t n)
     buffer_put(buffer, "\"", 1);
     while (i < n) {
         unsigned char c = bytes[i];
+        if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+            i++;
+            continue;
+        }
         size_t n_character = character_bytes(bytes + i, n - i);
-        if (n_character > 0 && c >= 0x20 && c != '"' && c != '\\' && c != 0x7f) {
+        if (n_character > 1) {
             i += n_character;
             continue;
         }

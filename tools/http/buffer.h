@@ -29,6 +29,9 @@ static inline void buffer_text(struct buffer *buffer, const char *text)
     buffer_put(buffer, text, strlen(text));
 }
 
+/* A number in decimal digits: for what is written a token, where buffer_printf() is too slow. */
+void buffer_u64(struct buffer *buffer, uint64_t value);
+
 /* A JSON string with its quotes. Bytes that are no UTF-8 become U+FFFD. */
 void buffer_json_string(struct buffer *buffer, const char *text, size_t n);
 static inline void buffer_json_text(struct buffer *buffer, const char *text)

@@ -223,6 +223,20 @@ void conn_stream_begin(struct conn *conn, const char *type)
     buffer_text(&conn->out, "\r\n");
 }
 
+/* The size line of an HTTP chunk. */
+static void put_chunk_size(struct buffer *out, size_t n)
+{
+    char text[18];
+    size_t at = sizeof(text);
+
+    text[--at] = '\n';
+    text[--at] = '\r';
+    do
+        text[--at] = "0123456789abcdef"[n % 16];
+    while ((n /= 16) > 0);
+    buffer_put(out, text + at, sizeof(text) - at);
+}
+
 void conn_stream_put(struct conn *conn, const char *bytes, size_t n)
 {
     if (n == 0)
@@ -230,10 +244,10 @@ void conn_stream_put(struct conn *conn, const char *bytes, size_t n)
     if (conn_unsent(conn) == 0)
         conn->sent_ns = ll_now_ns();
     if (conn->is_chunked)
-        buffer_printf(&conn->out, "%zx\r\n", n);
+        put_chunk_size(&conn->out, n);
     buffer_put(&conn->out, bytes, n);
     if (conn->is_chunked)
-        buffer_text(&conn->out, "\r\n");
+        buffer_put(&conn->out, "\r\n", 2);
     conn_touch(conn);
 }
 
@@ -351,7 +365,8 @@ static void send_out(struct conn *conn)
         if (n < 0)
             break;
         conn->n_sent += (size_t)n;
-        conn->sent_ns = ll_now_ns();
+        if (conn->n_sent < out->n)
+            conn->sent_ns = ll_now_ns();
     }
     if (conn->n_sent == out->n) {
         conn->n_sent = 0;

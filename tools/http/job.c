@@ -110,12 +110,9 @@ void job_fail(struct job *job, int status, const char *message, const char *para
         conn_reply_error(conn, status, message, param, retry_ms);
         return;
     }
-    struct buffer *out = &job->out;
-    buffer_text(out, "data: ");
-    error_json(out, status, message, param);
-    buffer_text(out, "\n\ndata: [DONE]\n\n");
-    conn_stream_put(conn, out->data, out->n);
-    out->n = 0;
+    job->words->fail(job, status, message, param);
+    conn_stream_put(conn, job->out.data, job->out.n);
+    job->out.n = 0;
     conn_stream_end(conn);
 }
 

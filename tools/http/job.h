@@ -80,7 +80,8 @@ struct job {
     uint32_t n_parts, n_submitted, n_ended;
     char id[64];
     int64_t created;
-    struct buffer out; /* of the stream, not yet handed to the connection */
+    struct buffer head; /* of every chunk of the stream, as far as all are the same */
+    struct buffer out;  /* of the stream, not yet handed to the connection */
     bool has_begun, is_held, has_failed, is_cancelled;
     uint64_t begin_ns;
     bool has_first;
@@ -117,8 +118,10 @@ struct reply_words {
     /* A tool call's begin, and a piece of its arguments. */
     void (*call)(struct job *job, struct choice *choice, uint32_t index, const char *arguments,
                  size_t n);
-    /* The chunk with the usage and no choices. */
-    void (*usage)(struct job *job);
+    /* What follows the last choice's last chunk. */
+    void (*finish)(struct job *job);
+    /* The same where the stream ends in an error. */
+    void (*fail)(struct job *job, int status, const char *message, const char *param);
     /* The whole reply. */
     void (*whole)(struct job *job, struct buffer *out);
     /* Adds the pending token to the choice's logprobs. */
@@ -127,6 +130,11 @@ struct reply_words {
 extern const struct reply_words reply_chat, reply_completion;
 
 /* Shared by the two. */
+/* `data: {"id": ... "choices":[`, behind which a choice or nothing follows, then end_chunk(). */
+void begin_chunk(struct job *job, const char *object);
+void end_chunk(struct job *job);
+void finish_stream(struct job *job, const char *object);
+void fail_stream(struct job *job, int status, const char *message, const char *param);
 void write_usage(struct buffer *out, const struct job *job);
 void write_head(struct buffer *out, const struct job *job, const char *object);
 /* Text of one id, as a JSON string; "token_id:N" where asked for. */

@@ -38,6 +38,7 @@ void job_free(struct job *job)
     free(job->part);
     free(job->tools_json);
     params_free(&job->params);
+    buffer_free(&job->head);
     buffer_free(&job->out);
     json_decref(job->root);
     link_release(job->link);

@@ -259,9 +259,7 @@ static void complete(struct job *job)
     }
     ll_hist_add(&job->loop->figures.total_ns, ll_now_ns() - job->begin_ns);
     if (job->params.is_stream) {
-        if (job->params.includes_usage)
-            job->words->usage(job);
-        buffer_text(&job->out, "data: [DONE]\n\n");
+        job->words->finish(job);
         job_flush(job);
         job->conn = NULL;
         conn->job = NULL;

@@ -78,6 +78,49 @@ void write_head(struct buffer *out, const struct job *job, const char *object)
                               : job->link->info.model);
 }
 
+void begin_chunk(struct job *job, const char *object)
+{
+    struct buffer *head = &job->head;
+
+    if (head->n == 0) {
+        buffer_text(head, "data: ");
+        write_head(head, job, object);
+        buffer_text(head, ",\"choices\":[");
+        job->out.has_failed = job->out.has_failed || head->has_failed;
+    }
+    buffer_put(&job->out, head->data, head->n);
+}
+
+void end_chunk(struct job *job)
+{
+    buffer_put(&job->out, "]", 1);
+    if (job->params.continuous_usage) {
+        buffer_put(&job->out, ",", 1);
+        write_usage(&job->out, job);
+    } else if (job->params.includes_usage) {
+        buffer_text(&job->out, ",\"usage\":null");
+    }
+    buffer_put(&job->out, "}\n\n", 3);
+}
+
+void finish_stream(struct job *job, const char *object)
+{
+    if (job->params.includes_usage) { /* a chunk without choices: that is how clients know it */
+        begin_chunk(job, object);
+        buffer_text(&job->out, "],");
+        write_usage(&job->out, job);
+        buffer_text(&job->out, "}\n\n");
+    }
+    buffer_text(&job->out, "data: [DONE]\n\n");
+}
+
+void fail_stream(struct job *job, int status, const char *message, const char *param)
+{
+    buffer_text(&job->out, "data: ");
+    error_json(&job->out, status, message, param);
+    buffer_text(&job->out, "\n\ndata: [DONE]\n\n");
+}
+
 void write_usage(struct buffer *out, const struct job *job)
 {
     uint64_t n_prompt = 0, n_cached = 0, n_out = 0;

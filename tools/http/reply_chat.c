@@ -30,24 +30,20 @@ static void logprob(struct job *job, struct choice *choice)
     buffer_text(out, "]}");
 }
 
-static void begin_chunk(struct job *job, const struct choice *choice)
+/* Up to the delta's first key. */
+static void begin_delta(struct job *job, const struct choice *choice)
 {
-    buffer_text(&job->out, "data: ");
-    write_head(&job->out, job, "chat.completion.chunk");
-    buffer_printf(&job->out, ",\"choices\":[{\"index\":%u,\"delta\":{", choice->index);
+    begin_chunk(job, "chat.completion.chunk");
+    buffer_put(&job->out, "{\"index\":", 9);
+    buffer_u64(&job->out, choice->index);
+    buffer_put(&job->out, ",\"delta\":{", 10);
 }
 
 /* Behind the choice's last key. */
-static void end_chunk(struct job *job)
+static void end_choice(struct job *job)
 {
-    buffer_text(&job->out, "}]");
-    if (job->params.continuous_usage) {
-        buffer_put(&job->out, ",", 1);
-        write_usage(&job->out, job);
-    } else if (job->params.includes_usage) {
-        buffer_text(&job->out, ",\"usage\":null");
-    }
-    buffer_text(&job->out, "}\n\n");
+    buffer_put(&job->out, "}", 1);
+    end_chunk(job);
 }
 
 static void write_logprobs(struct buffer *out, struct choice *choice)
@@ -78,14 +74,14 @@ static void chunk(struct job *job, struct choice *choice, bool is_last)
 
     if (!choice->has_begun) {
         choice->has_begun = true;
-        begin_chunk(job, choice);
+        begin_delta(job, choice);
         buffer_text(out, "\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"
                          "\"finish_reason\":null");
-        end_chunk(job);
+        end_choice(job);
     }
     if (!is_last && choice->text.n == 0 && choice->logprobs[0].n == 0 && choice->ids.n == 0)
         return;
-    begin_chunk(job, choice);
+    begin_delta(job, choice);
     if (choice->text.n > 0) {
         buffer_text(out, "\"content\":");
         buffer_json_string(out, choice->text.data, choice->text.n);
@@ -100,7 +96,7 @@ static void chunk(struct job *job, struct choice *choice, bool is_last)
         buffer_text(out, ",\"finish_reason\":null");
     }
     write_ids(out, choice);
-    end_chunk(job);
+    end_choice(job);
 }
 
 static void call(struct job *job, struct choice *choice, uint32_t index, const char *arguments,
@@ -109,7 +105,7 @@ static void call(struct job *job, struct choice *choice, uint32_t index, const c
     struct buffer *out = &job->out;
     const struct choice_call *of = &choice->call[index];
 
-    begin_chunk(job, choice);
+    begin_delta(job, choice);
     buffer_printf(out, "\"tool_calls\":[{\"index\":%u,", index);
     if (arguments == NULL) {
         buffer_printf(out, "\"id\":\"%s\",\"type\":\"function\",\"function\":{\"name\":", of->id);
@@ -121,16 +117,12 @@ static void call(struct job *job, struct choice *choice, uint32_t index, const c
         buffer_put(out, "}", 1);
     }
     buffer_text(out, "}]},\"logprobs\":null,\"finish_reason\":null");
-    end_chunk(job);
+    end_choice(job);
 }
 
-static void usage(struct job *job)
+static void finish(struct job *job)
 {
-    buffer_text(&job->out, "data: ");
-    write_head(&job->out, job, "chat.completion.chunk");
-    buffer_text(&job->out, ",\"choices\":[],");
-    write_usage(&job->out, job);
-    buffer_text(&job->out, "}\n\n");
+    finish_stream(job, "chat.completion.chunk");
 }
 
 static void write_message(struct buffer *out, const struct choice *choice)
@@ -176,5 +168,9 @@ static void whole(struct job *job, struct buffer *out)
     buffer_text(out, ",\"system_fingerprint\":null}");
 }
 
-const struct reply_words reply_chat = {
-    .chunk = chunk, .call = call, .usage = usage, .whole = whole, .logprob = logprob};
+const struct reply_words reply_chat = {.chunk = chunk,
+                                       .call = call,
+                                       .finish = finish,
+                                       .fail = fail_stream,
+                                       .whole = whole,
+                                       .logprob = logprob};

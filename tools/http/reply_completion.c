@@ -110,9 +110,10 @@ static void chunk(struct job *job, struct choice *choice, bool is_last)
     struct buffer *out = &job->out, none[4] = {{0}};
 
     choice->has_begun = true;
-    buffer_text(out, "data: ");
-    write_head(out, job, "text_completion");
-    buffer_printf(out, ",\"choices\":[{\"index\":%u,\"text\":", choice->index);
+    begin_chunk(job, "text_completion");
+    buffer_put(out, "{\"index\":", 9);
+    buffer_u64(out, choice->index);
+    buffer_put(out, ",\"text\":", 8);
     buffer_json_string(out, choice->text.data, choice->text.n);
     choice->text.n = 0;
     write_arrays(out, choice, none);
@@ -123,14 +124,8 @@ static void chunk(struct job *job, struct choice *choice, bool is_last)
         buffer_text(out, ",\"finish_reason\":null");
     }
     write_ids(out, choice);
-    buffer_text(out, "}]");
-    if (job->params.continuous_usage) {
-        buffer_put(out, ",", 1);
-        write_usage(out, job);
-    } else if (job->params.includes_usage) {
-        buffer_text(out, ",\"usage\":null");
-    }
-    buffer_text(out, "}\n\n");
+    buffer_put(out, "}", 1);
+    end_chunk(job);
 }
 
 static void call(struct job *job, struct choice *choice, uint32_t index, const char *arguments,
@@ -139,13 +134,9 @@ static void call(struct job *job, struct choice *choice, uint32_t index, const c
     (void)job, (void)choice, (void)index, (void)arguments, (void)n; /* has no tools */
 }
 
-static void usage(struct job *job)
+static void finish(struct job *job)
 {
-    buffer_text(&job->out, "data: ");
-    write_head(&job->out, job, "text_completion");
-    buffer_text(&job->out, ",\"choices\":[],");
-    write_usage(&job->out, job);
-    buffer_text(&job->out, "}\n\n");
+    finish_stream(job, "text_completion");
 }
 
 /* The prompt's tokens with their scores: echo. */
@@ -202,5 +193,9 @@ static void whole(struct job *job, struct buffer *out)
     buffer_put(out, "}", 1);
 }
 
-const struct reply_words reply_completion = {
-    .chunk = chunk, .call = call, .usage = usage, .whole = whole, .logprob = logprob};
+const struct reply_words reply_completion = {.chunk = chunk,
+                                             .call = call,
+                                             .finish = finish,
+                                             .fail = fail_stream,
+                                             .whole = whole,
+                                             .logprob = logprob};
