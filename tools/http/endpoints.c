@@ -61,6 +61,11 @@ void work_completion(struct work *work)
     make_job(work, API_COMPLETIONS);
 }
 
+void work_responses(struct work *work)
+{
+    make_job(work, API_RESPONSES);
+}
+
 /* ---- /tokenize, /detokenize -------------------------------------------------------------------*/
 
 static void write_tokens(struct work *work, const struct prompt *prompt, bool wants_texts)

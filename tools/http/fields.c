@@ -452,7 +452,7 @@ int fields_read(const json_t *root, enum api api, const struct link *link, struc
     refuse_constraints(&r, api);
     read_sampling(&r, link, out);
     read_rest(&r, out);
-    if (api == API_CHAT)
+    if (api != API_COMPLETIONS)
         read_chat(&r, out);
     else
         read_completion(&r, out);

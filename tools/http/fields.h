@@ -12,7 +12,7 @@
 
 #include <jansson.h>
 
-enum api { API_CHAT, API_COMPLETIONS };
+enum api { API_CHAT, API_COMPLETIONS, API_RESPONSES };
 
 struct api_error {
     int status;

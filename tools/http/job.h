@@ -14,6 +14,7 @@
 
 #include "tools/http/fields.h"
 #include "tools/http/prompt.h"
+#include "tools/http/responses.h"
 
 #define TOP_MAX 20
 
@@ -80,8 +81,9 @@ struct job {
     uint32_t n_parts, n_submitted, n_ended;
     char id[64];
     int64_t created;
-    struct buffer head; /* of every chunk of the stream, as far as all are the same */
-    struct buffer out;  /* of the stream, not yet handed to the connection */
+    struct response *response; /* API_RESPONSES */
+    struct buffer head;        /* of every chunk of the stream, as far as all are the same */
+    struct buffer out;         /* of the stream, not yet handed to the connection */
     bool has_begun, is_held, has_failed, is_cancelled;
     uint64_t begin_ns;
     bool has_first;
@@ -126,16 +128,19 @@ struct reply_words {
     void (*whole)(struct job *job, struct buffer *out);
     /* Adds the pending token to the choice's logprobs. */
     void (*logprob)(struct job *job, struct choice *choice);
+    /* chunk() and call() are wanted also where nothing is streamed: the reply is made of them. */
+    bool has_items;
 };
-extern const struct reply_words reply_chat, reply_completion;
+extern const struct reply_words reply_chat, reply_completion, reply_responses;
 
-/* Shared by the two. */
+/* Shared by them. */
 /* `data: {"id": ... "choices":[`, behind which a choice or nothing follows, then end_chunk(). */
 void begin_chunk(struct job *job, const char *object);
 void end_chunk(struct job *job);
 void finish_stream(struct job *job, const char *object);
 void fail_stream(struct job *job, int status, const char *message, const char *param);
 void write_usage(struct buffer *out, const struct job *job);
+const char *served_name_of(const struct job *job);
 void write_head(struct buffer *out, const struct job *job, const char *object);
 /* Text of one id, as a JSON string; "token_id:N" where asked for. */
 void write_token(struct buffer *out, const struct job *job, uint32_t id);

@@ -38,6 +38,7 @@ void job_free(struct job *job)
     free(job->part);
     free(job->tools_json);
     params_free(&job->params);
+    responses_free(job->response);
     buffer_free(&job->head);
     buffer_free(&job->out);
     json_decref(job->root);
@@ -138,7 +139,10 @@ static int check_length(struct job *job, struct part *part, struct api_error *er
         }
     }
     if (prompt->n + n_new > info->context_max || prompt->n > info->n_prompt_max)
-        return api_fail(error, 400, job->api == API_CHAT ? "messages" : "prompt",
+        return api_fail(error, 400,
+                        job->api == API_CHAT        ? "messages"
+                        : job->api == API_RESPONSES ? "input"
+                                                    : "prompt",
                         "This model's maximum context length is %u tokens. However, you requested "
                         "%llu tokens (%u in the prompt, %llu for the completion). Shorten one.",
                         info->context_max, (unsigned long long)(prompt->n + n_new), prompt->n,
@@ -152,7 +156,7 @@ static int read_prompts(struct job *job, struct api_error *error)
     uint32_t n = 1;
     int rc;
 
-    if (job->api == API_CHAT)
+    if (job->api != API_COMPLETIONS)
         rc = prompt_from_chat(job->root, job->params.tools, job->link, &single, error);
     else
         rc =
@@ -191,9 +195,20 @@ static int dump_tools(struct job *job, struct api_error *error)
     return 0;
 }
 
+static int begin_response(struct job *job, struct api_error *error)
+{
+    job->response = calloc(1, sizeof(*job->response));
+    if (job->response == NULL)
+        return api_fail(error, 503, NULL, "no memory for the request");
+    return responses_read(job->root, job->response, error);
+}
+
 struct job *job_new(json_t *root, enum api api, struct link *link, uint32_t tenant,
                     struct api_error *error)
 {
+    static const struct reply_words *const words[] = {&reply_chat, &reply_completion,
+                                                      &reply_responses};
+    static const char *const prefix[] = {"chatcmpl-", "cmpl-", "resp_"};
     struct job *job = calloc(1, sizeof(*job));
 
     if (job == NULL) {
@@ -203,9 +218,11 @@ struct job *job_new(json_t *root, enum api api, struct link *link, uint32_t tena
     }
     job->root = root;
     job->api = api;
-    job->words = api == API_CHAT ? &reply_chat : &reply_completion;
+    job->words = words[api];
     job->link = link_hold(link);
     job->tenant = tenant;
+    if (api == API_RESPONSES && begin_response(job, error) < 0)
+        goto fail;
     if (fields_read(root, api, link, &job->params, error) < 0)
         goto fail;
     job->n_prompt_top = job->params.n_prompt_top;
@@ -213,7 +230,7 @@ struct job *job_new(json_t *root, enum api api, struct link *link, uint32_t tena
         job->n_prompt_top = (uint32_t)ll_max_u64(job->n_prompt_top, job->params.n_top);
     if (dump_tools(job, error) < 0 || read_prompts(job, error) < 0)
         goto fail;
-    make_id(job->id, sizeof(job->id), api == API_CHAT ? "chatcmpl-" : "cmpl-");
+    make_id(job->id, sizeof(job->id), prefix[api]);
     job->created = (int64_t)time(NULL);
     return job;
 fail:

@@ -33,6 +33,12 @@ static int take_text(struct part *part, struct choice *choice, const char *text,
     return ll_client_stop(part->job->link->client, part->id, (uint32_t)(choice - part->choice));
 }
 
+/* Is a piece of the answer told of when it is there? */
+static bool tells_pieces(const struct job *job)
+{
+    return job->params.is_stream || job->words->has_items;
+}
+
 static struct choice_call *call_at(struct choice *choice, uint32_t index)
 {
     if (index < choice->n_calls)
@@ -49,7 +55,8 @@ static struct choice_call *call_at(struct choice *choice, uint32_t index)
     }
     struct choice_call *call = &choice->call[choice->n_calls++];
     *call = (struct choice_call){0};
-    make_id(call->id, sizeof(call->id), "chatcmpl-tool-");
+    make_id(call->id, sizeof(call->id),
+            choice->job->api == API_RESPONSES ? "call_" : "chatcmpl-tool-");
     return call;
 }
 
@@ -71,15 +78,15 @@ static int take_events(struct part *part, struct choice *choice)
         struct choice_call *call = call_at(choice, event.index);
         if (call == NULL)
             return LL_ERR(-ENOMEM, "no memory for a tool call");
-        if (job->params.is_stream && (choice->text.n > 0 || !choice->has_begun))
+        if (tells_pieces(job) && (choice->text.n > 0 || !choice->has_begun))
             job->words->chunk(job, choice, false);
         if (event.type == LL_TOOL_NAME) {
             buffer_put(&call->name, event.text, event.n_text);
-            if (job->params.is_stream)
+            if (tells_pieces(job))
                 job->words->call(job, choice, event.index, NULL, 0);
         } else {
             buffer_put(&call->arguments, event.text, event.n_text);
-            if (job->params.is_stream)
+            if (tells_pieces(job))
                 job->words->call(job, choice, event.index, event.text, event.n_text);
         }
     }
@@ -110,7 +117,7 @@ static bool ends_choice(const struct job *job, const struct choice *choice, uint
 static void settle(struct job *job, struct choice *choice)
 {
     choice->has_pending = false;
-    if (!job->params.is_stream || choice->has_told_end)
+    if (!tells_pieces(job) || choice->has_told_end)
         return;
     if (choice->finish != NULL) {
         choice->has_told_end = true;
@@ -221,7 +228,7 @@ static int close_choice(struct part *part, struct choice *choice, uint32_t reaso
             is_among(job->params.stop_id, job->params.n_stop_ids, stop_id))
             choice->stop_id = stop_id;
     }
-    if (job->params.is_stream && !choice->has_told_end) {
+    if (tells_pieces(job) && !choice->has_told_end) {
         choice->has_told_end = true;
         job->words->chunk(job, choice, true);
     }
@@ -244,6 +251,10 @@ static bool has_lost_memory(const struct job *job)
                 choice->logprobs[2].has_failed || choice->ids.has_failed)
                 return true;
         }
+    const struct response *response = job->response;
+    if (response != NULL &&
+        (response->text.has_failed || response->scores.has_failed || response->items.has_failed))
+        return true;
     return job->out.has_failed;
 }
 

@@ -69,13 +69,18 @@ void error_json(struct buffer *out, int status, const char *message, const char 
     buffer_printf(out, ",\"code\":%d}}", status);
 }
 
+const char *served_name_of(const struct job *job)
+{
+    const struct option_texts *names = &job->loop->server->options.served_names;
+
+    return names->n > 0 ? names->text[0] : job->link->info.model;
+}
+
 void write_head(struct buffer *out, const struct job *job, const char *object)
 {
     buffer_printf(out, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%lld,\"model\":", job->id,
                   object, (long long)job->created);
-    buffer_json_text(out, job->loop->server->options.served_names.n > 0
-                              ? job->loop->server->options.served_names.text[0]
-                              : job->link->info.model);
+    buffer_json_text(out, served_name_of(job));
 }
 
 void begin_chunk(struct job *job, const char *object)

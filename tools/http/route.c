@@ -31,6 +31,7 @@ static const struct route {
     {"/v1/models", get_models, NULL, false},
     {"/v1/chat/completions", NULL, work_chat, false},
     {"/v1/completions", NULL, work_completion, false},
+    {"/v1/responses", NULL, work_responses, false},
     {"/tokenize", NULL, work_tokenize, false},
     {"/detokenize", NULL, work_detokenize, false},
     {"/tokenizer_info", get_tokenizer_info, NULL, false},
@@ -177,7 +178,7 @@ bool route_check_head(struct conn *conn)
     if (of == NULL)
         return refuse_head(conn, 404,
                            "there is no such path here; see /v1/models, "
-                           "/v1/chat/completions, /v1/completions");
+                           "/v1/chat/completions, /v1/completions, /v1/responses");
     bool is_get = method == HTTP_GET || method == HTTP_HEAD;
     if (is_get ? of->get == NULL : (of->post == NULL || method != HTTP_POST))
         return refuse_head(

@@ -34,6 +34,7 @@ bool workers_take(struct work *work);
 /* endpoints.c: the run functions. */
 void work_chat(struct work *work);
 void work_completion(struct work *work);
+void work_responses(struct work *work);
 void work_tokenize(struct work *work);
 void work_detokenize(struct work *work);
 
