@@ -245,6 +245,28 @@ def tools():
     is_error(*chat(tools=[]), 400, "1 to 512")
 
 
+def responses():
+    """Without the openai package; with it: responses_client.py."""
+    status, body = post("/v1/responses", input="What is the capital of France?", temperature=0)
+    answer = "The capital of France is Paris."
+    check(status == 200 and body["output"][0]["content"][0]["text"] == answer, f"response {body}")
+    status, text = post("/v1/responses", input="What is the capital of France?", temperature=0,
+                        stream=True)
+    pieces = [piece.split("\n") for piece in text.split("\n\n")[:-1]]
+    data = [json.loads(lines[1][6:]) for lines in pieces]
+    check(all(lines[0] == "event: " + d["type"] for lines, d in zip(pieces, data)), "event lines")
+    check([d["sequence_number"] for d in data] == list(range(len(data))), "sequence numbers")
+    check("".join(d.get("delta", "") for d in data) == answer, "deltas")
+    last = data[-1]["response"]
+    last["output"][0]["id"] = body["output"][0]["id"]
+    check(data[-1]["type"] == "response.completed" and last["output"] == body["output"], "the end")
+    is_error(*post("/v1/responses", input="x", store=True), 400, "keeps no responses")
+    is_error(*post("/v1/responses", input=[]), 400, "input")
+    is_error(*post("/v1/responses", input=[{"type": "x"}]), 400, "\"x\"")
+    is_error(*post("/v1/responses", input="x", messages=[]), 400, "input")
+    is_error(*post("/v1/responses", input="x", n=2), 400, "`n`")
+
+
 def errors():
     is_error(*chat(model="other"), 404, "other")
     is_error(*chat(messages=[]), 400, "messages")
@@ -321,7 +343,7 @@ def gone():
     check(call("GET", "/health")[0] == 200, "disconnects at any byte do no harm")
 
 
-for part in (endpoints, chats, completions, evaluation, tools, errors, large, gone):
+for part in (endpoints, chats, completions, evaluation, tools, responses, errors, large, gone):
     print("--", part.__name__)
     part()
 sys.exit(1 if failures else 0)

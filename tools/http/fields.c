@@ -409,6 +409,12 @@ static void read_tools(struct reader *r, struct params *out)
             fail(r, "tools", "must hold {\"type\": \"function\", \"function\": {\"name\": ...}}");
             return;
         }
+        if (json_is_true(json_object_get(json_object_get(tool, "function"), "strict"))) {
+            fail(r, "tools",
+                 "with \"strict\": true need constrained decoding, which is not supported yet: "
+                 "leave it out and check the arguments");
+            return;
+        }
     }
     read_tool_choice(r, out);
     out->one_call = !read_bool(r, "parallel_tool_calls", true);
