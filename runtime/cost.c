@@ -23,17 +23,6 @@ void ll_cost_init(struct ll_cost *cost)
     *cost = (struct ll_cost){.lead = 1};
 }
 
-void ll_work_add(struct ll_work *work, uint32_t pos, uint32_t n_tokens)
-{
-    work->n_context += pos;
-    if (n_tokens == 1) {
-        work->n_decode++;
-        return;
-    }
-    work->n_prefill += n_tokens;
-    work->n_pairs += (uint64_t)n_tokens * pos + (uint64_t)n_tokens * n_tokens / 2;
-}
-
 static void terms_of(const struct ll_work *work, double x[LL_COST_TERMS])
 {
     x[0] = unit[0];

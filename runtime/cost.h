@@ -37,7 +37,16 @@ struct ll_cost {
 void ll_cost_init(struct ll_cost *cost);
 
 /* A row of n_tokens from position pos on joins a step. */
-void ll_work_add(struct ll_work *work, uint32_t pos, uint32_t n_tokens);
+static inline void ll_work_add(struct ll_work *work, uint32_t pos, uint32_t n_tokens)
+{
+    work->n_context += pos;
+    if (n_tokens == 1) {
+        work->n_decode++;
+        return;
+    }
+    work->n_prefill += n_tokens;
+    work->n_pairs += (uint64_t)n_tokens * pos + (uint64_t)n_tokens * n_tokens / 2;
+}
 
 /* 0 before anything was learnt. */
 uint64_t ll_cost_predict(const struct ll_cost *cost, const struct ll_work *work);

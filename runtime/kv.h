@@ -66,6 +66,8 @@ void ll_kv_attach(struct ll_kv *kv, struct ll_seq *seq, uint32_t page);
 void ll_kv_share(struct ll_kv *kv, struct ll_seq *seq, uint32_t i);
 /* The same, and the prefix cache may find it. Nothing where the chain has a page already. */
 void ll_kv_publish(struct ll_kv *kv, struct ll_seq *seq, uint32_t i, struct ll_chain chain);
+/* A hint that page i of a sequence will be published soon. */
+void ll_kv_fetch(const struct ll_kv *kv, const struct ll_seq *seq, uint32_t i);
 /* May seq write tokens [from, to)? For LL_ASSERT. */
 bool ll_kv_may_write(const struct ll_kv *kv, const struct ll_seq *seq, uint32_t from, uint32_t to);
 

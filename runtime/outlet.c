@@ -10,8 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TOPS_AN_EVENT    5u
-#define PROMPTS_AN_EVENT 10u
+#define TOPS_AN_EVENT    LL_OUTLET_TOPS
+#define PROMPTS_AN_EVENT LL_OUTLET_PROMPTS
 #define WAKES_HERE       8u /* a send() to a sleeper costs microseconds */
 
 void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
@@ -144,15 +144,6 @@ static uint32_t window_left(struct ll_outlet *outlet, struct ll_attachment *clie
     seq->n_taken = taken;
     used = seq->n_written + seq->n_booked - taken;
     return used < LL_WINDOW_EVENTS ? LL_WINDOW_EVENTS - used : 0;
-}
-
-uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n_sampled, uint32_t n_scored)
-{
-    uint32_t a_token = 1 + (uint32_t)ll_div_ceil(seq->n_top, TOPS_AN_EVENT);
-    uint32_t a_score = (uint32_t)ll_div_ceil(seq->n_prompt_top, TOPS_AN_EVENT);
-
-    return n_sampled * a_token + (uint32_t)ll_div_ceil(n_scored, PROMPTS_AN_EVENT) +
-           n_scored * a_score;
 }
 
 uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled)

@@ -50,8 +50,21 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
 void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t slot,
                       uint32_t gen, uint64_t now_ns, const struct ll_refusal *why);
 
+#define LL_OUTLET_TOPS    5u  /* an event */
+#define LL_OUTLET_PROMPTS 10u /* logprobs of prompt tokens an event */
+
 /* Most events a row may yield: for the plan's booking. */
-uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n_sampled, uint32_t n_scored);
+static inline uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n_sampled,
+                                            uint32_t n_scored)
+{
+    uint32_t a_token = 1 + (uint32_t)ll_div_ceil(seq->n_top, LL_OUTLET_TOPS);
+
+    if (n_scored == 0)
+        return n_sampled * a_token;
+    uint32_t a_score = (uint32_t)ll_div_ceil(seq->n_prompt_top, LL_OUTLET_TOPS);
+    return n_sampled * a_token + (uint32_t)ll_div_ceil(n_scored, LL_OUTLET_PROMPTS) +
+           n_scored * a_score;
+}
 /* How many prompt tokens a row may score so that row_events(seq, n_sampled, that) is at most
  * LL_OUTLET_ROW_EVENTS_MAX: the plan cuts rows of a LL_REQ_PROMPT_LOGPROBS sequence to it. >= 1. */
 uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled);

@@ -145,6 +145,24 @@ bool ll_prefix_has(const struct ll_prefix *prefix, uint32_t page)
     return prefix->node[page].is_indexed;
 }
 
+void ll_prefix_fetch(const struct ll_prefix *prefix, uint32_t page)
+{
+    __builtin_prefetch(&prefix->node[page], 1);
+}
+
+void ll_prefix_fetch_ids(const struct ll_prefix *prefix, uint32_t page)
+{
+    const char *ids = (const char *)ids_of(prefix, page);
+
+    for (uint32_t at = 0; at < LL_PAGE_TOKENS * sizeof(uint32_t); at += LL_LINE_BYTES)
+        __builtin_prefetch(ids + at, 1);
+}
+
+void ll_prefix_fetch_chain(const struct ll_prefix *prefix, struct ll_chain chain)
+{
+    __builtin_prefetch(&prefix->bucket[chain.lo & prefix->mask], 1);
+}
+
 void ll_prefix_forget_all(struct ll_prefix *prefix)
 {
     prefix->generation++;

@@ -58,6 +58,12 @@ bool ll_prefix_add(struct ll_prefix *prefix, uint32_t page, struct ll_chain chai
 void ll_prefix_remove(struct ll_prefix *prefix, uint32_t page);
 bool ll_prefix_has(const struct ll_prefix *prefix, uint32_t page);
 
+/* Hints that a page's entry will be looked at soon; that ids will be put in for it. */
+void ll_prefix_fetch(const struct ll_prefix *prefix, uint32_t page);
+void ll_prefix_fetch_ids(const struct ll_prefix *prefix, uint32_t page);
+/* That a chain will be asked for or put in. */
+void ll_prefix_fetch_chain(const struct ll_prefix *prefix, struct ll_chain chain);
+
 /* No chain begun before finds anything after: what the pages hold is not to be trusted. They leave
  * as their memory is wanted. */
 void ll_prefix_forget_all(struct ll_prefix *prefix);

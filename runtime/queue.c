@@ -148,11 +148,6 @@ void ll_queue_age(struct ll_queue *queue, struct ll_seq *seq)
     seq->order = ++queue->n_arrived;
 }
 
-void ll_queue_charge(struct ll_queue *queue, const struct ll_seq *seq, uint64_t n_tokens)
-{
-    queue->account[seq->account].served += n_tokens;
-}
-
 /* ---- lines: leftist heaps through the sequences -----------------------------------------------*/
 
 static bool is_before(const struct ll_seq *a, const struct ll_seq *b)

@@ -73,7 +73,11 @@ void ll_queue_close(struct ll_queue *queue, struct ll_seq *seq);
 /* It goes behind all that have arrived by now. */
 void ll_queue_age(struct ll_queue *queue, struct ll_seq *seq);
 /* Tokens are computed for it. */
-void ll_queue_charge(struct ll_queue *queue, const struct ll_seq *seq, uint64_t n_tokens);
+static inline void ll_queue_charge(struct ll_queue *queue, const struct ll_seq *seq,
+                                   uint64_t n_tokens)
+{
+    queue->account[seq->account].served += n_tokens;
+}
 
 /* Into its line; is_preempted: into that of the preempted ones. */
 void ll_queue_push(struct ll_queue *queue, struct ll_seq *seq, bool is_preempted);

@@ -223,8 +223,12 @@ static void fetch_ahead(const struct ll_scheduler *s, const struct ll_plan *plan
     if (i + LL_SEQ_AHEAD < plan->n_rows)
         ll_seq_prefetch(&s->pool->seq[plan->row[i + LL_SEQ_AHEAD].seq]);
     if (i + LL_SEQ_AHEAD / 2 < plan->n_rows) { /* by now its lines have come */
-        const struct ll_seq *seq = &s->pool->seq[plan->row[i + LL_SEQ_AHEAD / 2].seq];
+        const struct ll_plan_row *row = &plan->row[i + LL_SEQ_AHEAD / 2];
+        const struct ll_seq *seq = &s->pool->seq[row->seq];
         __builtin_prefetch(seq->token + seq->n_tokens, 1);
+        if ((row->pos + row->n_tokens) / LL_PAGE_TOKENS > seq->n_chained &&
+            seq->n_chained < seq->n_pages) /* it is going to be published */
+            ll_kv_fetch(s->kv, seq, seq->n_chained);
     }
 }
 

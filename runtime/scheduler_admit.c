@@ -11,6 +11,9 @@
 #include "base/bits.h"
 #include "ll/client.h"
 
+/* Pages whose entries are on their way while one is put in. */
+#define PUBLISH_AHEAD 4u
+
 /* ---- the prefix cache -------------------------------------------------------------------------*/
 
 static bool may_look_up(const struct ll_scheduler *s, const struct ll_seq *seq)
@@ -82,12 +85,26 @@ void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
         return;
     if (seq->n_chained == 0)
         begin_chain(s, seq);
-    for (; seq->n_chained < n_full && s->n_publish_left > 0; s->n_publish_left--) {
-        const uint32_t *ids = seq->token + seq->n_chained * LL_PAGE_TOKENS;
-        seq->chain = ll_prefix_step(&s->kv->index, seq->chain, ids);
-        ll_kv_publish(s->kv, seq, seq->n_chained, seq->chain);
-        seq->n_chained++;
+    uint32_t n = (uint32_t)ll_min_u64(n_full - seq->n_chained, s->n_publish_left);
+    s->n_publish_left -= n;
+    for (uint32_t i = 0; i < ll_min_u64(n, PUBLISH_AHEAD); i++)
+        ll_kv_fetch(s->kv, seq, seq->n_chained + i);
+    /* The chain runs one page ahead of the index, whose lines come meanwhile. */
+    struct ll_chain before = seq->chain;
+    for (uint32_t i = seq->n_chained, end = i + n; i <= end; i++) {
+        struct ll_chain chain = before;
+        if (i < end) {
+            if (i + PUBLISH_AHEAD < end)
+                ll_kv_fetch(s->kv, seq, i + PUBLISH_AHEAD);
+            chain = ll_prefix_step(&s->kv->index, before, seq->token + i * LL_PAGE_TOKENS);
+            ll_prefix_fetch_chain(&s->kv->index, chain);
+        }
+        if (i > seq->n_chained)
+            ll_kv_publish(s->kv, seq, i - 1, before);
+        before = chain;
     }
+    seq->n_chained += n;
+    seq->chain = before;
 }
 
 /* ---- in and out of the queue ------------------------------------------------------------------*/

@@ -32,9 +32,20 @@ struct ll_planning {
 /* ---- scheduler_row.c --------------------------------------------------------------------------*/
 
 /* Tokens a sequence can have at most. */
-uint32_t ll_sched_tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq);
+static inline uint32_t ll_sched_tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    uint64_t n_wanted = (uint64_t)seq->n_prompt + seq->max_tokens;
+
+    return (uint32_t)(n_wanted < s->limits.context_max ? n_wanted : s->limits.context_max);
+}
 /* Tokens whose pages must be there when KV is written up to position n (Q4). */
-uint64_t ll_sched_tokens_booked(const struct ll_scheduler *s, const struct ll_seq *seq, uint32_t n);
+static inline uint64_t ll_sched_tokens_booked(const struct ll_scheduler *s,
+                                              const struct ll_seq *seq, uint32_t n)
+{
+    uint64_t n_ahead = (uint64_t)n + LL_ROW_TOKENS_MAX, n_max = ll_sched_tokens_max(s, seq);
+
+    return n_ahead < n_max ? n_ahead : n_max;
+}
 /* More to compute than the one token of a decode row. */
 static inline bool ll_sched_is_prefilling(const struct ll_seq *seq)
 {

@@ -6,16 +6,6 @@
 #include "base/assert.h"
 #include "base/bits.h"
 
-uint32_t ll_sched_tokens_max(const struct ll_scheduler *s, const struct ll_seq *seq)
-{
-    return (uint32_t)ll_min_u64((uint64_t)seq->n_prompt + seq->max_tokens, s->limits.context_max);
-}
-
-uint64_t ll_sched_tokens_booked(const struct ll_scheduler *s, const struct ll_seq *seq, uint32_t n)
-{
-    return ll_min_u64((uint64_t)n + LL_ROW_TOKENS_MAX, ll_sched_tokens_max(s, seq));
-}
-
 /* ---- one row ----------------------------------------------------------------------------------*/
 
 /* A row with prompt logprobs: what it scores fits its events, and the last prompt token, which has
@@ -39,24 +29,30 @@ static void cut_scored(const struct ll_seq *seq, struct ll_plan_row *row)
     row->n_scored = (uint32_t)ll_min_u64(row->n_tokens, n_left);
 }
 
-/* The next row of a sequence with at most n_max tokens, as far as it can be told without pages and
- * credits. */
-static struct ll_plan_row next_row(const struct ll_seq *seq, uint32_t n_max)
+/* Fills in the next row of the plan: that of seq with at most n_max tokens, as far as it can be
+ * told without pages and credits. In place: 32 bytes written in pieces and copied at once wait for
+ * each other in the store buffer, which was half of what a row took. */
+static struct ll_plan_row *next_row(struct ll_planning *p, const struct ll_seq *seq, uint32_t n_max)
 {
-    struct ll_plan_row row = {.seq = seq->index, .pos = seq->pos_hi};
+    struct ll_plan_row *row = &p->out->row[p->out->n_rows];
 
-    if (row.pos == seq->n_tokens) { /* the host does not know the id yet: run ahead */
-        row.is_from_device = true;
-        row.n_tokens = 1;
-        row.flags = LL_ROW_SAMPLE;
+    row->seq = seq->index;
+    row->pos = seq->pos_hi;
+    row->n_scored = 0;
+    row->is_from_device =
+        row->pos == seq->n_tokens; /* the host does not know the id yet: run ahead */
+    if (row->is_from_device) {
+        row->n_tokens = 1;
+        row->flags = LL_ROW_SAMPLE;
     } else {
-        LL_ASSERT(row.pos < seq->n_tokens);
-        row.n_tokens = (uint32_t)ll_min_u64(seq->n_tokens - row.pos, n_max);
-        cut_scored(seq, &row);
-        if (row.pos + row.n_tokens == seq->n_tokens)
-            row.flags |= LL_ROW_SAMPLE;
+        LL_ASSERT(row->pos < seq->n_tokens);
+        row->n_tokens = (uint32_t)ll_min_u64(seq->n_tokens - row->pos, n_max);
+        row->flags = 0;
+        cut_scored(seq, row);
+        if (row->pos + row->n_tokens == seq->n_tokens)
+            row->flags |= LL_ROW_SAMPLE;
     }
-    row.n_booked = ll_outlet_row_events(seq, (row.flags & LL_ROW_SAMPLE) != 0, row.n_scored);
+    row->n_booked = ll_outlet_row_events(seq, (row->flags & LL_ROW_SAMPLE) != 0, row->n_scored);
     return row;
 }
 
@@ -66,19 +62,20 @@ static bool is_full(const struct ll_planning *p)
            p->out->n_tokens == p->s->limits.n_tokens_max;
 }
 
-/* The plan counts as submitted. */
+/* The row that next_row() made is part of the plan, which counts as submitted. */
 static void add_row(struct ll_planning *p, struct ll_seq *seq, const struct ll_plan_row *row)
 {
     struct ll_scheduler *s = p->s;
 
-    p->out->row[p->out->n_rows++] = *row;
+    p->out->n_rows++;
     p->out->n_tokens += row->n_tokens;
     ll_work_add(&p->out->work, row->pos, row->n_tokens);
     seq->pos_lo = seq->pos_hi = row->pos + row->n_tokens;
     seq->n_in_flight++;
     if (row->flags & LL_ROW_SAMPLE)
         ll_queue_charge(&s->queue, seq, LL_QUEUE_TOKEN_COST);
-    LL_ASSERT(seq->n_pages >= ll_kv_pages_for(ll_sched_tokens_booked(s, seq, seq->pos_hi)));
+    LL_ASSERT((uint64_t)seq->n_pages * LL_PAGE_TOKENS >=
+              ll_sched_tokens_booked(s, seq, seq->pos_hi));
     /* P7 without a look at the pages, of which each is a cache line far away: those behind what was
      * found or published are its own. ll_scheduler_check() looks. */
     LL_ASSERT(row->pos >= ll_max_u64(seq->n_attached, seq->n_chained) * LL_PAGE_TOKENS);
@@ -96,20 +93,30 @@ enum outcome { DONE, SHORT_OF_PAGES };
 static enum outcome run_one(struct ll_planning *p, struct ll_seq *seq)
 {
     struct ll_scheduler *s = p->s;
-    struct ll_plan_row row = next_row(seq, 1);
-    uint64_t n_tokens = ll_sched_tokens_booked(s, seq, row.pos + row.n_tokens);
+    const struct ll_plan_row *row = next_row(p, seq, 1);
+    uint64_t n_tokens = ll_sched_tokens_booked(s, seq, row->pos + row->n_tokens);
 
     /* Credits first: who cannot run anyway must not push others out. */
-    if (!ll_outlet_book(s->outlet, seq, row.n_booked, p->now_ns)) {
+    if (!ll_outlet_book(s->outlet, seq, row->n_booked, p->now_ns)) {
         ll_sched_end_if_stalled(p, seq);
         return DONE;
     }
-    if (!ll_kv_grow(s->kv, seq, n_tokens)) {
-        ll_outlet_unbook(s->outlet, seq, row.n_booked);
+    if ((uint64_t)seq->n_pages * LL_PAGE_TOKENS < n_tokens && !ll_kv_grow(s->kv, seq, n_tokens)) {
+        ll_outlet_unbook(s->outlet, seq, row->n_booked);
         return SHORT_OF_PAGES;
     }
-    add_row(p, seq, &row);
+    add_row(p, seq, row);
     return DONE;
+}
+
+/* The links lead from one cache line to the next, so the next but a few are found elsewhere: the
+ * plan's memory still holds the rows of two steps ago, mostly those of now and in this order. */
+static void fetch_ahead(const struct ll_planning *p)
+{
+    uint32_t place = p->out->n_rows + LL_SEQ_AHEAD;
+
+    if (place < p->s->limits.n_rows_max)
+        ll_seq_prefetch(&p->s->pool->seq[p->out->row[place].seq]);
 }
 
 void ll_sched_run_decode(struct ll_planning *p)
@@ -121,8 +128,7 @@ void ll_sched_run_decode(struct ll_planning *p)
          i = next) {
         struct ll_seq *seq = &pool->seq[i];
         next = seq->next;
-        if (next != LL_NONE)
-            ll_seq_prefetch(&pool->seq[next]);
+        fetch_ahead(p);
         if (seq->is_preempted || seq->is_prefill || ll_sched_is_copying(seq) ||
             seq->pos_hi + 1 > ll_sched_tokens_max(s, seq) - 1)
             continue; /* P6: the last token is on its way */
@@ -221,13 +227,13 @@ static void sort_prefill(struct ll_scheduler *s)
 
 static void run_chunk(struct ll_planning *p, struct ll_seq *seq, uint32_t n_max)
 {
-    struct ll_plan_row row = next_row(seq, n_max);
+    const struct ll_plan_row *row = next_row(p, seq, n_max);
 
-    if (row.n_booked > 0 && !ll_outlet_book(p->s->outlet, seq, row.n_booked, p->now_ns)) {
+    if (row->n_booked > 0 && !ll_outlet_book(p->s->outlet, seq, row->n_booked, p->now_ns)) {
         ll_sched_end_if_stalled(p, seq);
         return;
     }
-    add_row(p, seq, &row);
+    add_row(p, seq, row);
 }
 
 uint32_t ll_sched_chunk_in_time(const struct ll_planning *p, uint32_t pos, uint32_t n_max)
