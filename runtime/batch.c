@@ -27,7 +27,7 @@ void ll_batch_maker_free(struct ll_batch_maker *maker)
     *maker = (struct ll_batch_maker){0};
 }
 
-static struct ll_slot_init init_of(const struct ll_seq *seq)
+static struct ll_slot_init init_of(const struct ll_seq_pool *pool, const struct ll_seq *seq)
 {
     return (struct ll_slot_init){
         .slot = seq->device_slot,
@@ -38,7 +38,7 @@ static struct ll_slot_init init_of(const struct ll_seq *seq)
         .hist = seq->token,
         .seed = seq->seed,
         .s = seq->sampling,
-        .bias = seq->bias,
+        .bias = ll_seq_leader(pool, seq)->bias,
         .n_bias = seq->n_bias,
     };
 }
@@ -79,7 +79,7 @@ void ll_batch_build(struct ll_batch_maker *maker, const struct ll_plan *plan,
         LL_ASSERT(seq->device_slot != LL_NONE);
         if (seq->needs_init) { /* T1 */
             LL_ASSERT(seq->n_pages_sent == 0);
-            maker->init[out->n_inits++] = init_of(seq);
+            maker->init[out->n_inits++] = init_of(pool, seq);
             seq->needs_init = false;
         }
         if (seq->n_pages_sent < seq->n_pages) { /* T2 */

@@ -82,6 +82,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
         o->step_timeout_ns = 5 * LL_NS_PER_S;
     if (o->gate.n_pages_total == 0)
         o->gate.n_pages_total = o->caps.n_pages;
+    /* Choices run as device slots and pages come free, but each is a sequence from the start. */
+    o->gate.n_max = (uint32_t)ll_min_u64(o->gate.n_max, o->n_sequences);
     engine->depth = (uint32_t)ll_min_u64(ll_max_u64(o->caps.depth, 1), LL_ENGINE_DEPTH_MAX);
     engine->stats = &o->stat->v;
 

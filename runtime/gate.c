@@ -59,7 +59,10 @@ static int check_abilities(const struct ll_gate_limits *limits, const struct ll_
     if (copy->n < 1 || copy->n > LL_CHOICES_MAX)
         return refuse(why, LL_E_INVAL, "n: 1 to %u", LL_CHOICES_MAX);
     if (copy->n > limits->n_max)
-        return refuse(why, LL_E_UNSUPPORTED, "n: at most %u here", limits->n_max);
+        return refuse(why, LL_E_NEVER_FITS, "n: %u sequences, has %u", copy->n, limits->n_max);
+    if (copy->n > 1 && copy->n > limits->n_ring_max)
+        return refuse(why, LL_E_NEVER_FITS, "n: %u, ring has room for %u", copy->n,
+                      limits->n_ring_max);
     if (copy->draft_max != 0 && !limits->has_draft)
         return refuse(why, LL_E_UNSUPPORTED, "draft_max: only 0 here");
     if (copy->adapter != 0 && limits->n_adapters == 0)

@@ -13,7 +13,9 @@ struct ll_gate_limits {
     uint32_t n_vocab, context_max, n_prompt_max;
     uint32_t n_pages_total; /* what the whole empty pool holds */
     uint32_t arena_bytes;   /* of this client */
-    uint32_t n_max, n_top_max;
+    uint32_t n_max;         /* choices: sequences there are */
+    uint32_t n_ring_max;    /* choices that this client's ring has room for */
+    uint32_t n_top_max;
     uint32_t n_adapters;
     uint32_t n_eos;
     uint32_t eos[LL_EOS_MAX];

@@ -69,118 +69,151 @@ static uint32_t retry_ms(struct ll_intake *intake, uint64_t now_ns)
     return (uint32_t)ll_min_u64(ll_max_u64(ms, 100), 10000);
 }
 
-/* The answer to a request that has a reservation and no sequence. */
-static void refuse(struct ll_intake *intake, struct ll_attachment *client, uint32_t slot,
-                   uint64_t now_ns, const struct ll_refusal *why)
+static void say_busy(struct ll_intake *intake, uint64_t now_ns, const char *text,
+                     struct ll_refusal *why)
 {
-    ll_outlet_refuse(intake->outlet, client, slot, client->shadow[slot].gen, now_ns, why);
+    *why = (struct ll_refusal){.code = LL_E_BUSY, .retry_ms = retry_ms(intake, now_ns)};
+    snprintf(why->text, sizeof(why->text), "%s", text);
 }
 
-static void refuse_busy(struct ll_intake *intake, struct ll_attachment *client, uint32_t slot,
-                        uint64_t now_ns, const char *text)
-{
-    struct ll_refusal why = {.code = LL_E_BUSY, .retry_ms = retry_ms(intake, now_ns)};
-
-    snprintf(why.text, sizeof(why.text), "%s", text);
-    refuse(intake, client, slot, now_ns, &why);
-}
-
-static bool has_room(const struct ll_intake *intake)
+/* For a request of n choices. Where nobody waits one is taken whatever its n: else it could never
+ * be served. */
+static bool has_room(const struct ll_intake *intake, uint32_t n)
 {
     const struct ll_seq_list *list = intake->pool->list;
+    uint32_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
 
-    return list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n < intake->n_waiting_max &&
-           list[LL_SEQ_FREE].n > 0;
+    return (n_waiting == 0 || n_waiting + n <= intake->n_waiting_max) && list[LL_SEQ_FREE].n >= n;
 }
 
-/* Ends a sequence of state INTAKE: it counts as accepted, then as what became of it. */
+/* A request in INTAKE loses all its choices but the first. */
+static void drop_choices(struct ll_intake *intake, struct ll_seq *seq)
+{
+    struct ll_attachment *client = intake->client[seq->client];
+
+    client->n_seqs -= seq->n_choices - 1;
+    ll_outlet_unreserve_choices(client, seq->n_choices);
+    ll_seq_unfork(intake->pool, seq);
+}
+
+/* Ends a request of state INTAKE: it counts as accepted, then as what became of it. */
 static void end_intake(struct ll_intake *intake, struct ll_seq *seq, uint64_t now_ns)
 {
+    drop_choices(intake, seq);
     seq->end = seq->is_lost ? LL_END_LOST : seq->is_cancelled ? LL_END_CANCELLED : LL_END_STOP;
     seq->stop_id = LL_NONE;
     ll_outlet_phase(intake->outlet, seq, LL_PHASE_ACCEPTED, now_ns);
     ll_seq_move(intake->pool, seq, LL_SEQ_ENDING);
 }
 
-/* Marks on a sequence; one still being copied ends here, others in the next plan. */
-static void mark(struct ll_intake *intake, struct ll_seq *seq, uint64_t now_ns)
+/* Marks on a request, seen from its leader; one still being copied ends here, unless only some of
+ * several choices were stopped, others in the next plan. */
+static void mark(struct ll_intake *intake, struct ll_seq *leader, uint64_t now_ns)
 {
-    if (!(seq->is_lost || seq->is_cancelled || seq->is_stopped))
-        return;
-    if (seq->state == LL_SEQ_INTAKE)
-        end_intake(intake, seq, now_ns);
-    else if (seq->state != LL_SEQ_ENDING)
-        ll_seq_mark(intake->pool, seq);
+    bool is_over = leader->is_lost || leader->is_cancelled;
+
+    if (leader->state != LL_SEQ_INTAKE) {
+        if (is_over)
+            ll_seq_mark_request(intake->pool, leader);
+    } else if (is_over || (leader->is_stopped && leader->n_choices == 1)) {
+        end_intake(intake, leader, now_ns);
+    }
 }
 
-static void look_at_stop(struct ll_seq *seq, const struct ll_req *slot)
+/* The choices that the application ended since the last look; true: there are some. */
+static bool look_at_stops(struct ll_intake *intake, struct ll_seq *leader,
+                          const struct ll_req *slot)
 {
-    uint32_t word = ll_index_nospec(seq->choice / 32, LL_COUNT(slot->stop_choice));
+    bool is_found = false;
 
-    /* Relaxed: a mark, nothing is read because of it. */
-    if ((atomic_load_explicit(&slot->stop_choice[word], memory_order_relaxed) >>
-             (seq->choice % 32) &
-         1u) != 0)
-        seq->is_stopped = true;
+    for (uint32_t k = 0; k * 32 < leader->n_choices; k++) {
+        /* Relaxed: marks, nothing is read because of them. */
+        uint32_t fresh = atomic_load_explicit(&slot->stop_choice[k], memory_order_relaxed) &
+                         ~leader->stop_seen[k];
+        leader->stop_seen[k] |= fresh;
+        for (; fresh != 0; fresh &= fresh - 1) {
+            uint32_t c = k * 32 + (uint32_t)__builtin_ctz(fresh);
+            struct ll_seq *seq = ll_seq_member(intake->pool, leader, c);
+            if (seq == NULL)
+                continue;
+            seq->is_stopped = is_found = true;
+            if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
+                ll_seq_mark(intake->pool, seq);
+        }
+    }
+    return is_found;
+}
+
+/* A sequence for a request of n choices, as far as its fixed part says; NULL: refused, *why. */
+static struct ll_seq *make_sequence(struct ll_intake *intake, const struct ll_gate_limits *limits,
+                                    const struct ll_req *copy, uint32_t n, uint64_t now_ns,
+                                    struct ll_refusal *why)
+{
+    if (intake->is_draining) {
+        *why = (struct ll_refusal){LL_E_DRAINING, 0, "the runtime is stopping"};
+        return NULL;
+    }
+    if (!has_room(intake, n)) {
+        say_busy(intake, now_ns, "requests waiting: too many", why);
+        return NULL;
+    }
+    struct ll_seq *seq = ll_seq_take(intake->pool);
+    int rc = ll_gate_request(limits, copy, seq, why);
+    uint64_t n_waiting = intake->outlet->tokens_waiting;
+    /* An idle runtime takes one request whatever its length: else it could never be served. */
+    if (rc == 0 && (n_waiting == 0 || n_waiting + seq->n_prompt <= intake->tokens_waiting_max))
+        return seq;
+    if (rc == 0)
+        say_busy(intake, now_ns, "tokens waiting: too many", why);
+    ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
+    return NULL;
 }
 
 /* The slot says SUBMITTED with the generation that is due. false: not now, the client's ring has no
- * room for an answer; the next sweep tries again. */
+ * room for the answers, or the turn has made enough sequences; a sweep tries again. */
 static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, uint32_t index,
                       uint32_t gen, uint64_t now_ns)
 {
     struct ll_shadow *shadow = &client->shadow[index];
+    struct ll_gate_limits limits = intake->limits;
     struct ll_refusal why;
     struct ll_req copy;
 
-    if (!ll_outlet_reserve(intake->outlet, client)) {
+    limits.arena_bytes = client->arena_bytes;
+    limits.n_ring_max = ll_outlet_choices_max(client);
+    copy_words(&copy, &client->slot[index], sizeof(copy));
+    uint32_t n = copy.n; /* what the gate refuses counts as one */
+    if (n < 1 || n > limits.n_max || n > limits.n_ring_max)
+        n = 1;
+    bool is_late = n > 1 && n > intake->n_choices_left;
+    if (is_late)
+        intake->next_sweep_ns = 0; /* in the next turn */
+    if (is_late || !ll_outlet_reserve(intake->outlet, client, n)) {
         client->needs_scan = true;
         return false;
     }
-    copy_words(&copy, &client->slot[index], sizeof(copy));
     shadow->gen = gen;
     ll_stat_add(&intake->stats->requests_submitted, 1);
-
-    if (intake->is_draining) {
-        why = (struct ll_refusal){LL_E_DRAINING, 0, "the runtime is stopping"};
-        refuse(intake, client, index, now_ns, &why);
-        return true;
-    }
-    if (!has_room(intake)) {
-        refuse_busy(intake, client, index, now_ns, "requests waiting: too many");
-        return true;
-    }
-    struct ll_gate_limits limits = intake->limits;
-    limits.arena_bytes = client->arena_bytes;
-    struct ll_seq *seq = ll_seq_take(intake->pool);
-    if (ll_gate_request(&limits, &copy, seq, &why) < 0) {
-        ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
-        refuse(intake, client, index, now_ns, &why);
-        return true;
-    }
-    /* An idle runtime takes one request whatever its length: else it could never be served. */
-    if (intake->outlet->tokens_waiting > 0 &&
-        intake->outlet->tokens_waiting + seq->n_prompt > intake->tokens_waiting_max) {
-        ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
-        refuse_busy(intake, client, index, now_ns, "tokens waiting: too many");
+    struct ll_seq *seq = make_sequence(intake, &limits, &copy, n, now_ns, &why);
+    if (seq == NULL) {
+        ll_outlet_unreserve_choices(client, n);
+        ll_outlet_refuse(intake->outlet, client, index, gen, now_ns, &why);
         return true;
     }
 
-    seq->client = client->id;
+    seq->client = (uint16_t)client->id;
     seq->domain = client->domain->cache_key;
     seq->tenant_key =
         (uint64_t)(client->incarnation & 0x3ffu) << 48 | (uint64_t)client->id << 32 | seq->tenant;
-    seq->slot = index;
+    seq->slot = (uint16_t)index;
     seq->gen = gen;
-    seq->choice = 0;
-    seq->stop_id = LL_NONE;
-    seq->device_slot = LL_NONE;
     seq->t_seen_ns = now_ns;
-    shadow->phase = LL_SHADOW_COPYING;
-    shadow->sequence = seq->index;
+    *shadow = (struct ll_shadow){gen, LL_SHADOW_COPYING, seq->index};
     client->n_open++;
-    client->n_seqs++;
+    client->n_seqs += n;
     intake->outlet->tokens_waiting += seq->n_prompt;
+    intake->n_choices_left -= n > 1 ? n : 0;
+    ll_seq_fork(intake->pool, seq, n);
     return true;
 }
 
@@ -216,14 +249,13 @@ static bool look_at_slot(struct ll_intake *intake, struct ll_attachment *client,
         return is_found;
     }
 
-    struct ll_seq *seq = &intake->pool->seq[shadow->sequence];
-    bool was_marked = seq->is_cancelled || seq->is_stopped;
+    struct ll_seq *leader = &intake->pool->seq[shadow->sequence];
     /* Relaxed: a mark; the generation in it says which request is meant. */
-    if (atomic_load_explicit(&slot->cancel_gen, memory_order_relaxed) == shadow->gen)
-        seq->is_cancelled = true;
-    look_at_stop(seq, slot);
-    is_found |= !was_marked && (seq->is_cancelled || seq->is_stopped);
-    mark(intake, seq, now_ns);
+    if (!leader->is_cancelled &&
+        atomic_load_explicit(&slot->cancel_gen, memory_order_relaxed) == shadow->gen)
+        is_found = leader->is_cancelled = true;
+    is_found |= look_at_stops(intake, leader, slot);
+    mark(intake, leader, now_ns);
     return is_found;
 }
 
@@ -361,6 +393,23 @@ static uint32_t go_on_sweeping(struct ll_intake *intake, uint64_t now_ns)
 
 /* ---- copying ---------------------------------------------------------------------------------*/
 
+/* All choices wait; but the first, without the prompt: it is copied to them when they start. */
+static void accept(struct ll_intake *intake, struct ll_seq *leader, uint64_t now_ns)
+{
+    struct ll_attachment *client = intake->client[leader->client];
+
+    client->shadow[leader->slot].phase = LL_SHADOW_ACCEPTED;
+    ll_outlet_phase(intake->outlet, leader, LL_PHASE_ACCEPTED, now_ns);
+    for (uint32_t c = 0; c < leader->n_choices; c++) {
+        struct ll_seq *seq = ll_seq_member(intake->pool, leader, c);
+        seq->n_tokens = seq->n_prompt;
+        ll_seq_move(intake->pool, seq, LL_SEQ_WAITING);
+        seq->is_held = c > 0;
+        if (seq->is_stopped)
+            ll_seq_mark(intake->pool, seq);
+    }
+}
+
 /* Copies and checks a piece of the prompt, then the biases; true: the sequence is WAITING or gone.
  * *n_left falls by the bytes copied. */
 static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_left,
@@ -386,18 +435,16 @@ static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_
         rc = ll_gate_bias(&intake->limits, seq, &why);
     }
     if (rc < 0) {
+        drop_choices(intake, seq);
         client->shadow[seq->slot].phase = LL_SHADOW_IDLE;
         client->n_open--;
         client->n_seqs--;
         intake->outlet->tokens_waiting -= seq->n_prompt;
-        refuse(intake, client, seq->slot, now_ns, &why);
+        ll_outlet_refuse(intake->outlet, client, seq->slot, seq->gen, now_ns, &why);
         ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
         return true;
     }
-    seq->n_tokens = seq->n_prompt;
-    client->shadow[seq->slot].phase = LL_SHADOW_ACCEPTED;
-    ll_outlet_phase(intake->outlet, seq, LL_PHASE_ACCEPTED, now_ns);
-    ll_seq_move(intake->pool, seq, LL_SEQ_WAITING);
+    accept(intake, seq, now_ns);
     return true;
 }
 
@@ -425,6 +472,7 @@ uint32_t ll_intake_poll(struct ll_intake *intake, uint64_t now_ns)
 {
     uint32_t work = 0;
 
+    intake->n_choices_left = LL_INTAKE_CHOICES_TURN;
     for (uint32_t i = 0; i < intake->n_domains; i++) {
         struct ll_domain *domain = intake->domain[i];
         if (domain->is_swept_only)
@@ -548,7 +596,8 @@ void ll_intake_check(const struct ll_intake *intake)
             n_open++;
             const struct ll_seq *seq = &intake->pool->seq[shadow->sequence];
             LL_ASSERT(seq->client == client->id && seq->slot == k && seq->gen == shadow->gen);
-            LL_ASSERT(!seq->is_told && seq->state != LL_SEQ_FREE);
+            LL_ASSERT(seq->leader == seq->index && seq->n_untold > 0);
+            LL_ASSERT(seq->state != LL_SEQ_FREE);
             LL_ASSERT(shadow->phase == LL_SHADOW_ACCEPTED || seq->state == LL_SEQ_INTAKE ||
                       seq->state == LL_SEQ_ENDING);
         }

@@ -9,8 +9,8 @@
  *   N1  the word is a hint, the slot is the truth: whatever the op, the slot's state, cancel_gen
  * and stop_choice are looked at, each once N2  a generation is taken at most once: shadow.gen moves
  * forward by one, and only with a reservation for its terminal event N3  work a turn is bounded,
- * whatever clients do: 32 words a bell, 64 KiB copied, 2,048 slots scanned N4  a client that sends
- * 1,000 malformed words or slots in a second is fenced */
+ * whatever clients do: 32 words a bell, 64 KiB copied, 2,048 slots scanned, 256 choices made N4  a
+ * client that sends 1,000 malformed words or slots in a second is fenced */
 #ifndef RUNTIME_INTAKE_H
 #define RUNTIME_INTAKE_H
 
@@ -23,6 +23,7 @@
 #define LL_INTAKE_BYTES_TURN    65536u
 #define LL_INTAKE_WORDS_TURN    32u
 #define LL_INTAKE_SLOTS_TURN    2048u
+#define LL_INTAKE_CHOICES_TURN  256u /* sequences made for requests of several choices */
 #define LL_INTAKE_SWEEP_NS      10000000ull
 #define LL_INTAKE_SWEEP_FAST_NS 1000000ull /* domains whose bell is not believed */
 #define LL_INTAKE_MALFORMED_MAX 1000u      /* a second */
@@ -37,7 +38,7 @@ struct ll_intake {
     struct ll_outlet *outlet;
     struct ll_stats *stats;
     struct ll_gate_limits limits;
-    uint32_t n_waiting_max; /* requests */
+    uint32_t n_waiting_max; /* sequences: a request counts for each of its choices */
     uint64_t tokens_waiting_max;
     uint64_t typical_ms, next_typical_ns; /* how long a request takes, for BUSY */
     bool is_draining;
@@ -47,7 +48,7 @@ struct ll_intake {
     bool is_full_sweep; /* of all clients, else of those whose bell is not believed */
     uint32_t n_full_sweeps;
     uint64_t next_sweep_ns, next_fast_ns;
-    uint32_t n_scan_left; /* slots this turn may still scan */
+    uint32_t n_choices_left; /* that this turn may still make */
 };
 
 void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct ll_outlet *outlet,

@@ -10,9 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define TOPS_AN_EVENT    LL_OUTLET_TOPS
-#define PROMPTS_AN_EVENT LL_OUTLET_PROMPTS
-#define WAKES_HERE       8u /* a send() to a sleeper costs microseconds */
+#define WAKES_HERE 8u /* a send() to a sleeper costs microseconds */
 
 void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct ll_stats *stats,
                     struct ll_mailbox *to_control)
@@ -93,102 +91,13 @@ void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int
     for (uint32_t i = 0; i < client->n_slots; i++) {
         if (client->shadow[i].phase == LL_SHADOW_IDLE)
             continue;
-        struct ll_seq *seq = &outlet->pool->seq[client->shadow[i].sequence];
-        seq->is_lost = true;
-        if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
-            ll_seq_mark(outlet->pool, seq);
+        struct ll_seq *leader = &outlet->pool->seq[client->shadow[i].sequence];
+        leader->is_lost = true;
+        ll_seq_mark_request(outlet->pool, leader);
     }
     struct ll_mail mail = {LL_MAIL_FENCED, client, (uint64_t)(int64_t)code};
     /* One such mail a client: the box holds them all (mailbox.h). */
     LL_ASSERT(ll_mailbox_send(outlet->to_control, &mail));
-}
-
-/* ---- credits ---------------------------------------------------------------------------------*/
-
-/* Room in the client's ring that nobody has been promised; negative: none, or the client lies. */
-static int64_t free_credits(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t wanted)
-{
-    if (client->is_fenced)
-        return -1;
-    uint64_t total = (uint64_t)client->credits_reserved + wanted;
-    int64_t room = ll_event_writer_room(&client->events, (uint32_t)ll_min_u64(total, UINT32_MAX));
-    if (room < 0) {
-        ll_outlet_fence(outlet, client, (int32_t)room);
-        return -1;
-    }
-    return room - client->credits_reserved;
-}
-
-bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client)
-{
-    if (free_credits(outlet, client, 1) < 1)
-        return false;
-    client->credits_reserved++;
-    return true;
-}
-
-/* Events of this request that may still be written before its reader takes some. */
-static uint32_t window_left(struct ll_outlet *outlet, struct ll_attachment *client,
-                            struct ll_seq *seq, uint32_t wanted)
-{
-    uint32_t used = seq->n_written + seq->n_booked - seq->n_taken;
-
-    if (used + wanted <= LL_WINDOW_EVENTS)
-        return LL_WINDOW_EVENTS - used;
-    /* Relaxed: a count, nothing is read because of it. */
-    uint32_t taken = atomic_load_explicit(&client->slot[seq->slot].taken, memory_order_relaxed);
-    if (taken - seq->n_taken > seq->n_written - seq->n_taken) { /* more than we ever wrote */
-        ll_outlet_fence(outlet, client, LL_E_PROTOCOL);
-        return 0;
-    }
-    seq->n_taken = taken;
-    used = seq->n_written + seq->n_booked - taken;
-    return used < LL_WINDOW_EVENTS ? LL_WINDOW_EVENTS - used : 0;
-}
-
-uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled)
-{
-    /* 8 sampled tokens with 20 tops are 40 events, so at least one scored token (5) always fits. */
-    static_assert(LL_ROW_TOKENS_MAX * (1 + LL_TOP_MAX / TOPS_AN_EVENT) + 1 +
-                          LL_TOP_MAX / TOPS_AN_EVENT <=
-                      LL_OUTLET_ROW_EVENTS_MAX,
-                  "one scored token fits beside a full row");
-    uint32_t n = 1;
-
-    while (ll_outlet_row_events(seq, n_sampled, n + 1) <= LL_OUTLET_ROW_EVENTS_MAX)
-        n++;
-    return n;
-}
-
-static void unstarve(struct ll_outlet *outlet, struct ll_seq *seq)
-{
-    outlet->n_starved -= seq->starved_ns != 0;
-    seq->starved_ns = 0;
-}
-
-bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns)
-{
-    struct ll_attachment *client = outlet->client[seq->client];
-
-    if (free_credits(outlet, client, events) < (int64_t)events ||
-        window_left(outlet, client, seq, events) < events) {
-        if (seq->starved_ns == 0) {
-            seq->starved_ns = now_ns;
-            outlet->n_starved++;
-        }
-        return false;
-    }
-    unstarve(outlet, seq);
-    seq->n_booked += events;
-    client->credits_reserved += events;
-    return true;
-}
-
-void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events)
-{
-    LL_ASSERT(events <= seq->n_booked);
-    seq->n_booked -= events;
-    outlet->client[seq->client]->credits_reserved -= events;
 }
 
 /* ---- phases ----------------------------------------------------------------------------------*/
@@ -197,6 +106,7 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
                      uint64_t now_ns)
 {
     struct ll_attachment *client = outlet->client[seq->client];
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
     struct ll_rst *rst = &client->rst[seq->slot];
 
     if (phase == LL_PHASE_ACCEPTED) {
@@ -205,8 +115,11 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
         rst->t_seen_ns = seq->t_seen_ns;
     } else if (phase == LL_PHASE_RUNNING && seq->t_run_ns == 0) {
         seq->t_run_ns = now_ns;
-        outlet->tokens_waiting -= seq->n_prompt;
-        ll_hist_add(&outlet->stats->queue_ns, now_ns - seq->t_seen_ns);
+        if (!leader->has_run) {
+            leader->has_run = true;
+            outlet->tokens_waiting -= seq->n_prompt;
+            ll_hist_add(&outlet->stats->queue_ns, now_ns - seq->t_seen_ns);
+        }
     }
     if (!client->is_fenced)
         store_phase(client, seq->slot, seq->gen, phase);
@@ -236,25 +149,27 @@ void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, ui
 static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
                          const struct ll_yield *yield, uint64_t now_ns)
 {
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
+
     for (uint32_t k = 0; k < yield->n_tokens; k++) {
         struct ll_event event = event_for(seq, LL_EV_TOKEN, yield->index + k, now_ns);
         event.n = 1;
         event.u.token.id = yield->token[k];
         event.u.token.logprob = yield->logprob[k];
         write_event(outlet, client, &event);
-        seq->n_written++;
+        leader->n_written++;
 
         const struct ll_ext *top = seq->n_top > 0 ? yield->top + k * seq->n_top : NULL;
-        for (uint32_t i = 0; i < seq->n_top; i += TOPS_AN_EVENT) {
+        for (uint32_t i = 0; i < seq->n_top; i += LL_OUTLET_TOPS) {
             event = event_for(seq, LL_EV_TOP, yield->index + k, now_ns);
-            event.n = (uint8_t)ll_min_u64(TOPS_AN_EVENT, seq->n_top - i);
+            event.n = (uint8_t)ll_min_u64(LL_OUTLET_TOPS, seq->n_top - i);
             event.flags = i + event.n == seq->n_top ? LL_EV_LAST : 0;
             for (uint32_t j = 0; j < event.n; j++) {
                 event.u.top[j].id = top[i + j].id;
                 event.u.top[j].logprob = top[i + j].logprob;
             }
             write_event(outlet, client, &event);
-            seq->n_written++;
+            leader->n_written++;
         }
     }
 }
@@ -262,29 +177,30 @@ static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client,
 static void write_scored(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
                          const struct ll_yield *yield, uint64_t now_ns)
 {
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
     const uint32_t stride = 1u + seq->n_prompt_top;
 
-    for (uint32_t i = 0; i < yield->n_scored; i += PROMPTS_AN_EVENT) {
+    for (uint32_t i = 0; i < yield->n_scored; i += LL_OUTLET_PROMPTS) {
         struct ll_event event = event_for(seq, LL_EV_PROMPT, yield->first_scored + i, now_ns);
-        event.n = (uint8_t)ll_min_u64(PROMPTS_AN_EVENT, yield->n_scored - i);
+        event.n = (uint8_t)ll_min_u64(LL_OUTLET_PROMPTS, yield->n_scored - i);
         for (uint32_t j = 0; j < event.n; j++)
             event.u.prompt[j] = yield->scored[(i + j) * stride].logprob;
         write_event(outlet, client, &event);
-        seq->n_written++;
+        leader->n_written++;
     }
     for (uint32_t k = 0; k < yield->n_scored && seq->n_prompt_top > 0; k++) {
         const struct ll_ext *top = &yield->scored[k * stride + 1];
-        for (uint32_t i = 0; i < seq->n_prompt_top; i += TOPS_AN_EVENT) {
+        for (uint32_t i = 0; i < seq->n_prompt_top; i += LL_OUTLET_TOPS) {
             struct ll_event event =
                 event_for(seq, LL_EV_PROMPT_TOP, yield->first_scored + k, now_ns);
-            event.n = (uint8_t)ll_min_u64(TOPS_AN_EVENT, seq->n_prompt_top - i);
+            event.n = (uint8_t)ll_min_u64(LL_OUTLET_TOPS, seq->n_prompt_top - i);
             event.flags = i + event.n == seq->n_prompt_top ? LL_EV_LAST : 0;
             for (uint32_t j = 0; j < event.n; j++) {
                 event.u.top[j].id = top[i + j].id;
                 event.u.top[j].logprob = top[i + j].logprob;
             }
             write_event(outlet, client, &event);
-            seq->n_written++;
+            leader->n_written++;
         }
     }
 }
@@ -292,11 +208,12 @@ static void write_scored(struct ll_outlet *outlet, struct ll_attachment *client,
 static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield, uint64_t now_ns)
 {
     struct ll_seq *seq = &outlet->pool->seq[yield->seq];
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
     struct ll_attachment *client = outlet->client[seq->client];
     struct ll_stats *stats = outlet->stats;
 
-    LL_ASSERT(yield->n_booked <= seq->n_booked);
-    seq->n_booked -= yield->n_booked;
+    LL_ASSERT(yield->n_booked <= leader->n_booked);
+    leader->n_booked -= yield->n_booked;
     client->credits_reserved -= yield->n_booked;
     if (seq->is_told || client->is_fenced) /* rows that were in flight when it ended */
         return;
@@ -307,13 +224,14 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
     if (yield->n_tokens == 0)
         return;
     ll_stat_add(&stats->output_tokens, yield->n_tokens);
-    if (seq->t_last_ns == 0) { /* t_first_ns lies in a line that is not touched else */
-        seq->t_first_ns = now_ns;
-        ll_hist_add(&stats->ttft_ns, now_ns - seq->t_seen_ns);
-    } else {
+    bool is_first = seq->t_last_ns == 0;
+    if (!is_first)
         ll_hist_add(&stats->token_gap_ns, now_ns - seq->t_last_ns);
-    }
     seq->t_last_ns = now_ns;
+    if (!is_first || leader->t_first_ns != 0) /* the one lies in a line that is touched anyway */
+        return;
+    leader->t_first_ns = now_ns;
+    ll_hist_add(&stats->ttft_ns, now_ns - seq->t_seen_ns);
 }
 
 /* ---- the end ---------------------------------------------------------------------------------*/
@@ -323,42 +241,55 @@ static uint32_t n_out(const struct ll_seq *seq)
     return seq->n_tokens > seq->n_prompt ? seq->n_tokens - seq->n_prompt : 0;
 }
 
-static void fill_finish(struct ll_event *event, const struct ll_seq *seq, uint64_t now_ns)
+static uint32_t reason_of(enum ll_end end)
 {
-    event->type = LL_EV_FINISH;
-    event->u.finish.reason = seq->end == LL_END_STOP     ? LL_FINISH_STOP
-                             : seq->end == LL_END_LENGTH ? LL_FINISH_LENGTH
-                                                         : LL_FINISH_CANCELLED;
-    event->u.finish.stop_id = seq->end == LL_END_STOP ? seq->stop_id : UINT32_MAX;
-    event->u.finish.n_prompt = seq->n_prompt;
-    event->u.finish.n_cached = seq->n_cached;
-    event->u.finish.n_out = n_out(seq);
-    event->u.finish.ttft_us =
-        seq->t_first_ns == 0
-            ? 0
-            : (uint32_t)ll_min_u64((seq->t_first_ns - seq->t_seen_ns) / LL_NS_PER_US, UINT32_MAX);
-    event->u.finish.total_ns = now_ns - seq->t_seen_ns;
+    return end == LL_END_STOP     ? LL_FINISH_STOP
+           : end == LL_END_LENGTH ? LL_FINISH_LENGTH
+                                  : LL_FINISH_CANCELLED;
 }
 
-static void fill_error(struct ll_event *event, const struct ll_seq *seq)
+static bool is_good(enum ll_end end)
+{
+    return end == LL_END_STOP || end == LL_END_LENGTH;
+}
+
+static void fill_finish(struct ll_event *event, const struct ll_seq *leader, enum ll_end end,
+                        uint64_t now_ns)
+{
+    event->type = LL_EV_FINISH;
+    event->u.finish.reason = reason_of(end);
+    event->u.finish.stop_id = end == LL_END_STOP ? leader->stop_id : UINT32_MAX;
+    event->u.finish.n_prompt = leader->n_prompt;
+    event->u.finish.n_cached = leader->n_cached;
+    event->u.finish.n_out = (uint32_t)leader->n_out;
+    event->u.finish.ttft_us =
+        leader->t_first_ns == 0
+            ? 0
+            : (uint32_t)ll_min_u64((leader->t_first_ns - leader->t_seen_ns) / LL_NS_PER_US,
+                                   UINT32_MAX);
+    event->u.finish.total_ns = now_ns - leader->t_seen_ns;
+}
+
+static void fill_error(struct ll_event *event, enum ll_end end, int32_t code)
 {
     const char *text = "";
 
     event->type = LL_EV_ERROR;
-    if (seq->end == LL_END_EXPIRED) {
+    if (end == LL_END_EXPIRED) {
         event->u.error.code = LL_E_DEADLINE;
         text = "deadline_ns: has passed";
-    } else if (seq->end == LL_END_STALLED) {
+    } else if (end == LL_END_STALLED) {
         event->u.error.code = LL_E_STALLED;
         text = "tokens were not read in time";
     } else {
-        event->u.error.code = seq->end_code;
-        text = seq->end_code == LL_E_BACKEND ? "the device failed" : "";
+        event->u.error.code = code;
+        text = code == LL_E_BACKEND ? "the device failed" : "";
     }
     snprintf(event->u.error.text, sizeof(event->u.error.text), "%s", text);
 }
 
-static void count_end(struct ll_stats *stats, const struct ll_seq *seq, uint64_t now_ns)
+static void count_end(struct ll_stats *stats, const struct ll_seq *leader, enum ll_end end,
+                      uint64_t now_ns)
 {
     _Atomic uint64_t *const column[] = {
         [LL_END_NONE] = NULL,
@@ -371,48 +302,86 @@ static void count_end(struct ll_stats *stats, const struct ll_seq *seq, uint64_t
         [LL_END_LOST] = &stats->requests_lost,
     };
 
-    LL_ASSERT(seq->end > LL_END_NONE && seq->end < LL_COUNT(column));
-    ll_stat_add(column[seq->end], 1);
-    if (seq->end == LL_END_STOP || seq->end == LL_END_LENGTH) {
-        ll_hist_add(&stats->request_total_ns, now_ns - seq->t_seen_ns);
-        ll_hist_add(&stats->prompt_length, seq->n_prompt);
-        ll_hist_add(&stats->output_length, n_out(seq));
+    LL_ASSERT(end > LL_END_NONE && end < LL_COUNT(column));
+    ll_stat_add(column[end], 1);
+    if (is_good(end)) {
+        ll_hist_add(&stats->request_total_ns, now_ns - leader->t_seen_ns);
+        ll_hist_add(&stats->prompt_length, leader->n_prompt);
+        ll_hist_add(&stats->output_length, leader->n_out);
     }
 }
 
-/* The one terminal event (W4, Q5); the slot is the client's again. */
-static void tell(struct ll_outlet *outlet, struct ll_seq *seq, uint64_t now_ns)
+/* The one terminal event (W4, Q5), after all choices; the slot is the client's again. */
+static void tell_request(struct ll_outlet *outlet, struct ll_seq *leader, uint64_t now_ns)
 {
-    struct ll_attachment *client = outlet->client[seq->client];
-    struct ll_shadow *shadow = &client->shadow[seq->slot];
+    struct ll_attachment *client = outlet->client[leader->client];
+    struct ll_shadow *shadow = &client->shadow[leader->slot];
+    enum ll_end end = leader->request_end != LL_END_NONE ? leader->request_end : leader->end;
 
-    unstarve(outlet, seq);
-    LL_ASSERT(!seq->is_told && shadow->sequence == seq->index && shadow->phase != LL_SHADOW_IDLE);
-    seq->is_told = true;
-    if (seq->t_run_ns == 0)
-        outlet->tokens_waiting -= seq->n_prompt;
+    ll_outlet_unstarve(outlet, leader);
+    LL_ASSERT(shadow->sequence == leader->index && shadow->phase != LL_SHADOW_IDLE);
+    if (!leader->has_run)
+        outlet->tokens_waiting -= leader->n_prompt;
     shadow->phase = LL_SHADOW_IDLE;
     client->n_open--;
     LL_ASSERT(client->credits_reserved > 0);
     client->credits_reserved--;
-    count_end(outlet->stats, seq, now_ns);
-    if (client->is_fenced || seq->end == LL_END_LOST)
+    count_end(outlet->stats, leader, end, now_ns);
+    if (client->is_fenced || end == LL_END_LOST)
         return;
 
-    struct ll_event event = event_for(seq, LL_EV_FINISH, n_out(seq), now_ns);
-    if (seq->end == LL_END_STOP || seq->end == LL_END_LENGTH || seq->end == LL_END_CANCELLED)
-        fill_finish(&event, seq, now_ns);
+    struct ll_event event = event_for(leader, LL_EV_FINISH, (uint32_t)leader->n_out, now_ns);
+    if (is_good(end) || end == LL_END_CANCELLED)
+        fill_finish(&event, leader, end, now_ns);
     else
-        fill_error(&event, seq);
+        fill_error(&event, end, leader->request_code);
     write_event(outlet, client, &event);
 
-    struct ll_rst *rst = &client->rst[seq->slot];
+    struct ll_rst *rst = &client->rst[leader->slot];
     rst->status = event.type == LL_EV_ERROR ? event.u.error.code : 0;
-    rst->n_out = n_out(seq);
-    rst->n_cached = seq->n_cached;
-    rst->t_first_ns = seq->t_first_ns;
-    rst->t_last_ns = seq->t_last_ns;
-    store_phase(client, seq->slot, seq->gen, LL_PHASE_DONE);
+    rst->n_out = (uint32_t)leader->n_out;
+    rst->n_cached = leader->n_cached;
+    rst->t_first_ns = leader->t_first_ns;
+    rst->t_last_ns = leader->t_final_ns;
+    store_phase(client, leader->slot, leader->gen, LL_PHASE_DONE);
+}
+
+/* One of several choices has ended; the event says how, where it ended by itself. */
+static void tell_choice(struct ll_outlet *outlet, struct ll_seq *leader, const struct ll_seq *seq,
+                        uint64_t now_ns)
+{
+    struct ll_attachment *client = outlet->client[seq->client];
+
+    LL_ASSERT(client->credits_reserved > 0);
+    client->credits_reserved--;
+    if (client->is_fenced || !is_good(seq->end))
+        return;
+    struct ll_event event = event_for(seq, LL_EV_CHOICE, n_out(seq), now_ns);
+    event.u.choice_end.reason = reason_of(seq->end);
+    event.u.choice_end.stop_id = seq->end == LL_END_STOP ? seq->stop_id : UINT32_MAX;
+    event.u.choice_end.n_out = n_out(seq);
+    write_event(outlet, client, &event);
+    leader->n_written++;
+}
+
+/* A sequence is in ENDING. */
+static void tell(struct ll_outlet *outlet, struct ll_seq *seq, uint64_t now_ns)
+{
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
+
+    LL_ASSERT(!seq->is_told && leader->n_untold > 0);
+    seq->is_told = true;
+    leader->n_untold--;
+    leader->n_out += n_out(seq);
+    leader->t_final_ns = ll_max_u64(leader->t_final_ns, seq->t_last_ns);
+    if (!is_good(seq->end) && leader->request_end == LL_END_NONE) {
+        leader->request_end = seq->end;
+        leader->request_code = seq->end_code;
+    }
+    if (leader->n_choices > 1)
+        tell_choice(outlet, leader, seq, now_ns);
+    if (leader->n_untold == 0)
+        tell_request(outlet, leader, now_ns);
 }
 
 static void set_gauges(struct ll_outlet *outlet)
@@ -498,10 +467,10 @@ void ll_outlet_fail_all(struct ll_outlet *outlet, int32_t code, uint64_t now_ns)
         struct ll_seq *seq = &pool->seq[i];
         if (seq->state == LL_SEQ_FREE || seq->is_told)
             continue;
-        if (seq->state == LL_SEQ_INTAKE)
+        if (seq->state == LL_SEQ_INTAKE && seq->leader == i)
             ll_outlet_phase(outlet, seq, LL_PHASE_ACCEPTED, now_ns);
         if (seq->end == LL_END_NONE) {
-            seq->end = seq->is_lost ? LL_END_LOST : LL_END_FAILED;
+            seq->end = ll_seq_leader(pool, seq)->is_lost ? LL_END_LOST : LL_END_FAILED;
             seq->end_code = code;
         }
         if (seq->state != LL_SEQ_ENDING)
@@ -525,14 +494,19 @@ void ll_outlet_check(const struct ll_outlet *outlet)
         if (seq->state == LL_SEQ_FREE)
             continue;
         LL_ASSERT(seq->client < LL_ATTACHMENTS_MAX && outlet->client[seq->client] != NULL);
-        LL_ASSERT(seq->n_written + seq->n_booked - seq->n_taken <= LL_WINDOW_EVENTS);
         LL_ASSERT(!seq->is_told || seq->state == LL_SEQ_ENDING);
-        n_starved += seq->starved_ns != 0;
-        reserved[seq->client] += (int64_t)seq->n_booked + !seq->is_told;
-        n_open[seq->client] += !seq->is_told;
         n_seqs[seq->client]++;
-        n_untold += !seq->is_told && seq->state != LL_SEQ_INTAKE;
-        if (!seq->is_told && seq->t_run_ns == 0)
+        if (seq->leader != i)
+            continue;
+        n_starved += seq->starved_ns != 0;
+        bool is_open = seq->n_untold > 0, has_choices = seq->n_choices > 1;
+        LL_ASSERT(seq->n_written + seq->n_booked - seq->n_taken <=
+                  LL_WINDOW_EVENTS + (has_choices ? seq->n_choices : 0));
+        reserved[seq->client] +=
+            (int64_t)seq->n_booked + is_open + (has_choices ? (int64_t)seq->n_untold : 0); /* O1 */
+        n_open[seq->client] += is_open;
+        n_untold += is_open && seq->state != LL_SEQ_INTAKE;
+        if (is_open && !seq->has_run)
             tokens_waiting += seq->n_prompt;
     }
     for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/outlet.h - from what a step yielded to events in the clients' rings; credits; the ledger.
  *
- *   O1  a request accepted has a terminal event reserved in its client's ring from then on
+ *   O1  a request accepted has a terminal event reserved in its client's ring from then on, and one
+ *       for each choice not yet told where it has more than one
  *   O2  a row is planned only if its client's ring has room - reserved >= its most events, and the
  *       request's own window has too; plan books them, publish gives the rest back
  *   O3  so publish never finds a ring full
@@ -22,7 +23,7 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
-    uint32_t n_starved;                   /* sequences with starved_ns set */
+    uint32_t n_starved;                   /* requests with starved_ns set */
     uint64_t tokens_waiting;              /* prompt tokens of requests taken that never ran yet */
     struct ll_debt_clock clock;           /* times the wakes */
     uint32_t touched[LL_ATTACHMENTS_MAX]; /* clients written to and not looked at yet, each once */
@@ -39,8 +40,15 @@ void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct l
 void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client);
 void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client);
 
-/* Can one more request be promised a terminal event? Reserves it. */
-bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client);
+/* The most choices that a request of this client can have: a terminal event and one each fit its
+ * ring beside the terminal events of its other slots and a row. >= 1. */
+uint32_t ll_outlet_choices_max(const struct ll_attachment *client);
+/* Can one more request of n choices be promised a terminal event, and where n > 1 one a choice?
+ * Reserves them. Of more than one choice only if the other slots' can be promised too, and a row.
+ */
+bool ll_outlet_reserve(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t n);
+/* Only the terminal event is wanted now. */
+void ll_outlet_unreserve_choices(struct ll_attachment *client, uint32_t n);
 /* ACCEPTED (intake, before WAITING) / RUNNING (scheduler, each time it starts to run) into the
  * client-visible slot state; ledger and queue_ns. */
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
@@ -68,9 +76,11 @@ static inline uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n
 /* How many prompt tokens a row may score so that row_events(seq, n_sampled, that) is at most
  * LL_OUTLET_ROW_EVENTS_MAX: the plan cuts rows of a LL_REQ_PROMPT_LOGPROBS sequence to it. >= 1. */
 uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled);
-/* O2: books `events` (in seq->n_booked too) for a row; false: no credit now (seq->starved_ns is
- * set at the first such time and cleared by the next success). */
+/* O2: books `events` for a row; false: no credit now (starved_ns of the request is set at the first
+ * such time and cleared by the next success of any of its choices). */
 bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns);
+/* A request is over: it does not count as starved any more. */
+void ll_outlet_unstarve(struct ll_outlet *outlet, struct ll_seq *leader);
 /* Takes a booking back: the row did not come about. */
 void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events);
 

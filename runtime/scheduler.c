@@ -101,6 +101,7 @@ static void look_at_ending(struct ll_planning *p)
 static void begin(struct ll_planning *p)
 {
     p->n_lookups = LL_SCHED_LOOKUPS_MAX;
+    p->n_shares = LL_SCHED_SHARES_MAX;
     p->s->n_release_left = LL_SCHED_RELEASE_MAX;
     ll_sched_adopt(p->s);
     end_due(p);
@@ -119,7 +120,8 @@ uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
     begin(&p);
     n_tokens -= (uint32_t)ll_min_u64(n_tokens, list[LL_SEQ_RUNNING].n - scheduler->n_prefill);
     ll_sched_admit(&p, (uint32_t)ll_min_u64(n_tokens, scheduler->n_chunk_tokens));
-    return work + (list[LL_SEQ_WAITING].n != n_before) + LL_SCHED_LOOKUPS_MAX - p.n_lookups;
+    return work + (list[LL_SEQ_WAITING].n != n_before) + LL_SCHED_LOOKUPS_MAX - p.n_lookups +
+           LL_SCHED_SHARES_MAX - p.n_shares;
 }
 
 void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out)
@@ -205,6 +207,8 @@ static void apply_row(struct ll_scheduler *s, const struct ll_plan_row *row,
     }
     seq->n_done = row->pos + row->n_tokens;
     ll_sched_publish(s, seq);
+    if (seq->n_choices > 1)
+        ll_sched_release_held(s, seq);
     yield->top = result->ext + out->ext;
     if (row->n_scored > 0) {
         yield->scored = yield->top + out->n_tokens * seq->n_top;
@@ -281,7 +285,8 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         bool is_open = seq->state == LL_SEQ_RUNNING || seq->state == LL_SEQ_WAITING;
         bool is_new = seq->state == LL_SEQ_WAITING && seq->account == LL_NONE; /* not adopted */
         LL_ASSERT(is_new || is_open == (seq->account != LL_NONE));
-        LL_ASSERT(is_new || seq->state != LL_SEQ_WAITING || seq->is_parked || seq->line != LL_NONE);
+        LL_ASSERT(is_new || seq->state != LL_SEQ_WAITING ||
+                  seq->is_parked + seq->is_held + (seq->line != LL_NONE) == 1);
         LL_ASSERT(is_new ||
                   ll_heap_has(&scheduler->deadlines, i) == (is_open && seq->deadline_ns != 0));
         if (seq->state != LL_SEQ_RUNNING)

@@ -47,8 +47,9 @@ void ll_sched_unmatch(struct ll_scheduler *s)
     seq->n_chained = 0;
 }
 
-/* Attaches the cached pages of what a waiting sequence has to compute; the last token is always
- * computed, since its logits are wanted. false: the call's look-ups are used up. */
+/* Attaches the cached pages of what a waiting sequence has to compute, and those that another
+ * choice of its request has; the last token is always computed, since its logits are wanted. false:
+ * the call's look-ups or shares are used up. */
 static bool match(struct ll_planning *p, struct ll_seq *seq)
 {
     struct ll_scheduler *s = p->s;
@@ -56,11 +57,12 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
 
     if (s->matching != seq->index)
         ll_sched_unmatch(s); /* who was first before has no claim any more */
-    if (!may_look_up(s, seq))
-        return true;
-    if (seq->n_chained == 0)
+    if (seq->n_choices > 1 && !ll_sched_copy_prompt(p, seq))
+        return false;
+    bool may = may_look_up(s, seq) && seq->n_chained == seq->n_pages;
+    if (may && seq->n_chained == 0)
         begin_chain(s, seq);
-    for (; seq->n_pages < n_max; p->n_lookups--) {
+    for (; may && seq->n_pages < n_max; p->n_lookups--) {
         const uint32_t *ids = seq->token + seq->n_pages * LL_PAGE_TOKENS;
         if (p->n_lookups == 0)
             return false;
@@ -73,7 +75,7 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
         seq->chain = chain;
         seq->n_chained++;
     }
-    return true;
+    return seq->n_choices == 1 || ll_sched_take_pages(p, seq);
 }
 
 void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
@@ -121,7 +123,8 @@ void ll_sched_adopt(struct ll_scheduler *s)
     for (uint32_t i = first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
         ll_queue_open(&s->queue, seq);
-        ll_queue_push(&s->queue, seq, false);
+        if (!seq->is_held)
+            ll_queue_push(&s->queue, seq, false);
         if (seq->deadline_ns != 0)
             ll_heap_set(&s->deadlines, i, (struct ll_heap_key){seq->deadline_ns, i});
     }
@@ -199,7 +202,10 @@ static void look_at_parked(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
 
-    for (uint32_t n = ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX); n > 0; n--) {
+    uint32_t n = (uint32_t)ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX);
+
+    /* A request that ends takes all its choices from the list. */
+    for (; n > 0 && s->parked.n > 0; n--) {
         struct ll_seq *seq = &s->pool->seq[s->parked.first];
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
@@ -249,14 +255,18 @@ static bool make_room_for(struct ll_planning *p, const struct ll_seq *seq, uint3
 static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
+    struct ll_seq *leader = ll_seq_leader(s->pool, seq);
     uint32_t n_cached = seq->n_pages * LL_PAGE_TOKENS;
 
     if (s->matching == seq->index)
         s->matching = LL_NONE;
     ll_queue_remove(&s->queue, seq, true);
     if (seq->t_run_ns == 0) { /* not after a preemption */
-        seq->n_cached = n_cached;
-        ll_stat_add(&s->stats->prompt_tokens_cached, n_cached);
+        if (!leader->has_run)
+            leader->n_cached = n_cached;
+        ll_stat_add(leader->has_run ? &s->stats->prompt_tokens_shared
+                                    : &s->stats->prompt_tokens_cached,
+                    n_cached);
         ll_queue_charge(&s->queue, seq, seq->n_prompt - n_cached);
     }
     seq->n_attached = seq->n_pages;

@@ -41,6 +41,7 @@ void ll_sched_release(struct ll_scheduler *s, struct ll_seq *seq)
 void ll_sched_end(struct ll_scheduler *s, struct ll_seq *seq, enum ll_end end, int32_t code)
 {
     ll_sched_dequeue(s, seq);
+    seq->is_held = false;
     if (s->matching == seq->index)
         s->matching = LL_NONE;
     ll_sched_leave_prefill(s, seq);
@@ -54,13 +55,17 @@ void ll_sched_end(struct ll_scheduler *s, struct ll_seq *seq, enum ll_end end, i
     ll_sched_end_copies(s, seq);
     if (seq->n_in_flight == 0 && !ll_sched_is_copying(seq))
         ll_sched_release(s, seq);
+    if (seq->n_choices > 1)
+        ll_sched_end_choice(s, seq);
 }
 
 bool ll_sched_end_if_due(struct ll_scheduler *s, struct ll_seq *seq, uint64_t now_ns)
 {
-    if (seq->is_lost)
+    const struct ll_seq *leader = ll_seq_leader(s->pool, seq);
+
+    if (leader->is_lost)
         ll_sched_end(s, seq, LL_END_LOST, 0);
-    else if (seq->is_cancelled)
+    else if (leader->is_cancelled)
         ll_sched_end(s, seq, LL_END_CANCELLED, 0);
     else if (seq->is_stopped)
         ll_sched_end(s, seq, LL_END_STOP, 0);
@@ -73,7 +78,9 @@ bool ll_sched_end_if_due(struct ll_scheduler *s, struct ll_seq *seq, uint64_t no
 
 bool ll_sched_end_if_stalled(struct ll_planning *p, struct ll_seq *seq)
 {
-    if (seq->starved_ns == 0 || p->now_ns - seq->starved_ns < p->s->limits.stall_ns)
+    uint64_t starved_ns = ll_seq_leader(p->s->pool, seq)->starved_ns;
+
+    if (starved_ns == 0 || p->now_ns - starved_ns < p->s->limits.stall_ns)
         return false;
     ll_sched_end(p->s, seq, LL_END_STALLED, LL_E_STALLED);
     return true;
@@ -102,9 +109,12 @@ void ll_sched_requeue(struct ll_scheduler *s, struct ll_seq *seq)
     seq->is_slow = false;
 }
 
-static bool is_slow(const struct ll_seq *seq, uint64_t now_ns)
+/* Of a request with several choices: none of them has had credit. */
+static bool is_slow(const struct ll_planning *p, const struct ll_seq *seq)
 {
-    return seq->starved_ns != 0 && now_ns - seq->starved_ns >= SLOW_NS;
+    uint64_t starved_ns = ll_seq_leader(p->s->pool, seq)->starved_ns;
+
+    return starved_ns != 0 && p->now_ns - starved_ns >= SLOW_NS;
 }
 
 void ll_sched_preempt(struct ll_planning *p, struct ll_seq *seq)
@@ -114,7 +124,7 @@ void ll_sched_preempt(struct ll_planning *p, struct ll_seq *seq)
     ll_stat_add(&s->stats->preemptions, 1);
     s->n_reserve =
         (uint32_t)ll_min_u64(s->n_reserve + s->pool->list[LL_SEQ_RUNNING].n, s->kv->n_pages / 8);
-    seq->is_slow = is_slow(seq, p->now_ns);
+    seq->is_slow = is_slow(p, seq);
     if (!ll_sched_swap_out(p, seq) && seq->n_in_flight == 0) {
         ll_sched_requeue(s, seq);
     } else {
@@ -132,14 +142,17 @@ struct ll_seq *ll_sched_slowest(struct ll_planning *p)
 {
     struct ll_seq_pool *pool = p->s->pool;
     struct ll_seq *found = NULL;
+    uint64_t since_ns = UINT64_MAX;
 
     if (p->s->outlet->n_starved == 0)
         return NULL;
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next) {
         struct ll_seq *seq = &pool->seq[i];
-        if (may_give_way(seq) && is_slow(seq, p->now_ns) &&
-            (found == NULL || seq->starved_ns < found->starved_ns))
+        uint64_t starved_ns = ll_seq_leader(pool, seq)->starved_ns;
+        if (starved_ns < since_ns && may_give_way(seq) && is_slow(p, seq)) {
             found = seq;
+            since_ns = starved_ns;
+        }
     }
     return found;
 }

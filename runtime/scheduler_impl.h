@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/scheduler_impl.h - what the scheduler's files share: scheduler.c (passes, apply, check),
  * scheduler_row.c (rows and chunks), scheduler_admit.c (who starts, cached prefixes),
- * scheduler_end.c (ends, preemption, pages), scheduler_swap.c (pages to the host and back). */
+ * scheduler_choices.c (requests of several choices), scheduler_end.c (ends, preemption, pages),
+ * scheduler_swap.c (pages to the host and back). */
 #ifndef RUNTIME_SCHEDULER_IMPL_H
 #define RUNTIME_SCHEDULER_IMPL_H
 
@@ -12,6 +13,8 @@
 #define LL_SCHED_PASS_MAX    64u  /* starved ones set aside at admission */
 #define LL_SCHED_PARKED_MAX  16u  /* of those set aside, asked again whether they have credit */
 #define LL_SCHED_LOOKUPS_MAX 64u  /* pages looked up in the prefix cache (16 KiB of prompt) */
+#define LL_SCHED_SHARES_MAX  256u /* pages taken from another choice, or copied prompts of a page  \
+                                   */
 #define LL_SCHED_PUBLISH_MAX 48u  /* pages put into it; the rest follows with the next rows */
 #define LL_SCHED_RELEASE_MAX 512u /* pages given back by sequences that ended */
 #define LL_SCHED_EVICT_MAX   16u  /* idle pages made free ahead of need */
@@ -26,6 +29,7 @@ struct ll_planning {
     struct ll_plan *out; /* NULL in prepare() */
     uint32_t n_coming;   /* pages that will be available once steps in flight are polled */
     uint32_t n_lookups;  /* left of LL_SCHED_LOOKUPS_MAX */
+    uint32_t n_shares;   /* left of LL_SCHED_SHARES_MAX */
     uint32_t n_short;    /* running ones without a page for their row: s->short_of_pages[] */
 };
 
@@ -81,6 +85,18 @@ void ll_sched_dequeue(struct ll_scheduler *s, struct ll_seq *seq);
 void ll_sched_unmatch(struct ll_scheduler *s);
 /* A row was computed: full pages go into the prefix cache. */
 void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq);
+
+/* ---- scheduler_choices.c ----------------------------------------------------------------------*/
+
+/* Prompt ids from the request's leader; false: the call's shares are used up, go on in the next
+ * one. */
+bool ll_sched_copy_prompt(struct ll_planning *p, struct ll_seq *seq);
+/* Full pages of the prompt that another choice has; false: likewise. */
+bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq);
+/* A row of it was polled: is the prompt there for the choices that wait for it? */
+void ll_sched_release_held(struct ll_scheduler *s, const struct ll_seq *seq);
+/* It has ended: by itself, or with its request, which ends the others. */
+void ll_sched_end_choice(struct ll_scheduler *s, struct ll_seq *seq);
 
 /* ---- scheduler_swap.c -------------------------------------------------------------------------*/
 

@@ -84,10 +84,12 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
     uint64_t token_bytes = (uint64_t)token_capacity * sizeof(uint32_t);
     uint64_t page_bytes = ll_align_up((uint64_t)page_capacity * sizeof(uint32_t), LL_LINE_BYTES);
     uint64_t bias_bytes = LL_BIAS_MAX * sizeof(struct ll_bias);
+    uint64_t member_bytes = LL_CHOICES_MAX * sizeof(uint32_t);
     uint64_t head_bytes = ll_align_up((uint64_t)n * sizeof(struct ll_seq), 4096);
     uint64_t total_bytes;
 
-    if (!ll_checked_mul(n, token_bytes + 2 * page_bytes + bias_bytes, &total_bytes) ||
+    if (!ll_checked_mul(n, token_bytes + 2 * page_bytes + bias_bytes + member_bytes,
+                        &total_bytes) ||
         !ll_checked_add(total_bytes, head_bytes, &total_bytes))
         return LL_ERR(-ENOMEM, "%u sequences of %u tokens do not fit an address space", n,
                       context_max);
@@ -123,6 +125,8 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
         at += page_bytes;
         seq->bias = (struct ll_bias *)at;
         at += bias_bytes;
+        seq->member = (uint32_t *)at;
+        at += member_bytes;
         link_first(pool, seq);
     }
     return 0;
@@ -151,6 +155,12 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
         .page = seq->page,
         .page_epoch = seq->page_epoch,
         .bias = seq->bias,
+        .member = seq->member,
+        .leader = index,
+        .n_choices = 1,
+        .n_members = 1,
+        .n_untold = 1,
+        .primary = LL_NONE,
         .device_slot = LL_NONE,
         .account = LL_NONE,
         .line = LL_NONE,
@@ -158,6 +168,47 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
     };
     link_last(pool, seq);
     return seq;
+}
+
+/* Everything about it but what is its own and what is the request's. */
+static struct ll_seq *make_member(struct ll_seq_pool *pool, const struct ll_seq *leader, uint32_t c)
+{
+    struct ll_seq *seq = ll_seq_take(pool), own;
+
+    LL_ASSERT(seq != NULL);
+    own = *seq;
+    memcpy(seq, leader, offsetof(struct ll_seq, member));
+    seq->index = own.index;
+    seq->prev = own.prev;
+    seq->next = own.next;
+    seq->token = own.token;
+    seq->page = own.page;
+    seq->page_epoch = own.page_epoch;
+    seq->bias = own.bias;
+    seq->choice = c;
+    seq->flags &= ~(uint32_t)LL_REQ_PROMPT_LOGPROBS;
+    seq->n_prompt_top = 0;
+    return seq;
+}
+
+void ll_seq_fork(struct ll_seq_pool *pool, struct ll_seq *leader, uint32_t n)
+{
+    LL_ASSERT(leader->state == LL_SEQ_INTAKE && leader->n_members == 1 && n <= LL_CHOICES_MAX);
+    if (n == 1)
+        return;
+    leader->n_choices = leader->n_members = leader->n_untold = n;
+    leader->primary = leader->index;
+    leader->member[0] = leader->index;
+    for (uint32_t c = 1; c < n; c++)
+        leader->member[c] = make_member(pool, leader, c)->index;
+}
+
+void ll_seq_unfork(struct ll_seq_pool *pool, struct ll_seq *leader)
+{
+    for (uint32_t c = 1; c < leader->n_choices; c++)
+        ll_seq_move(pool, &pool->seq[leader->member[c]], LL_SEQ_FREE);
+    leader->n_choices = leader->n_untold = 1;
+    leader->primary = LL_NONE;
 }
 
 /* What a state demands of what comes into it. */
@@ -168,6 +219,7 @@ static void assert_may_enter(const struct ll_seq *seq, enum ll_seq_state state)
     case LL_SEQ_FREE: /* from INTAKE when refused, from ENDING when done */
         LL_ASSERT(seq->n_booked == 0 && seq->account == LL_NONE && seq->line == LL_NONE);
         LL_ASSERT(seq->state != LL_SEQ_ENDING || ll_seq_is_done(seq));
+        LL_ASSERT(seq->leader != seq->index || seq->n_members == 1); /* Q6 */
         /* fall through */
     case LL_SEQ_WAITING:
         LL_ASSERT(seq->n_in_flight == 0);
@@ -190,6 +242,11 @@ void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state
     assert_may_enter(seq, state);
     if (state == LL_SEQ_ENDING || state == LL_SEQ_FREE)
         ll_seq_unmark(pool, seq);
+    if (state == LL_SEQ_FREE && seq->leader != seq->index) {
+        struct ll_seq *leader = ll_seq_leader(pool, seq);
+        leader->member[seq->choice] = LL_NONE;
+        leader->n_members--;
+    }
     unlink_seq(pool, seq);
     seq->state = state;
     link_last(pool, seq);
@@ -235,6 +292,47 @@ void ll_seq_unmark(struct ll_seq_pool *pool, struct ll_seq *seq)
     pool->marked.n--;
 }
 
+void ll_seq_mark_request(struct ll_seq_pool *pool, struct ll_seq *leader)
+{
+    for (uint32_t c = 0; c < leader->n_choices; c++) {
+        struct ll_seq *seq = ll_seq_member(pool, leader, c);
+        if (seq == NULL || (seq->state != LL_SEQ_WAITING && seq->state != LL_SEQ_RUNNING))
+            continue;
+        ll_seq_mark(pool, seq);
+        return;
+    }
+}
+
+/* A request, seen from its leader. */
+static void check_request(const struct ll_seq_pool *pool, const struct ll_seq *leader)
+{
+    uint32_t n_members = 0, n_untold = 0, n_open = 0, n_marked = 0;
+
+    for (uint32_t c = 0; c < leader->n_choices; c++) {
+        const struct ll_seq *seq = ll_seq_member(pool, leader, c);
+        if (seq == NULL)
+            continue;
+        LL_ASSERT(seq->leader == leader->index && seq->choice == c); /* Q6 */
+        LL_ASSERT(seq->state != LL_SEQ_FREE && seq->n_choices == leader->n_choices);
+        LL_ASSERT((seq->state == LL_SEQ_INTAKE) == (leader->state == LL_SEQ_INTAKE));
+        bool is_open = seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING;
+        n_members++;
+        n_untold += !seq->is_told;
+        n_open += is_open;
+        n_marked += seq->is_marked;
+        /* Q7: who is held waits for somebody. */
+        LL_ASSERT(!seq->is_held || (seq->state == LL_SEQ_WAITING && leader->primary != LL_NONE));
+    }
+    LL_ASSERT(n_members == leader->n_members && n_untold == leader->n_untold);
+    /* Whoever sets one of these tells the scheduler. */
+    LL_ASSERT(n_open == 0 || n_marked > 0 || !(leader->is_lost || leader->is_cancelled));
+    if (leader->primary == LL_NONE || leader->state == LL_SEQ_INTAKE || n_open == 0)
+        return;
+    const struct ll_seq *primary = &pool->seq[leader->primary];
+    LL_ASSERT(primary->leader == leader->index && !primary->is_held);
+    LL_ASSERT(primary->state == LL_SEQ_WAITING || primary->state == LL_SEQ_RUNNING);
+}
+
 static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
 {
     LL_ASSERT(seq->n_tokens <= pool->token_capacity);
@@ -244,7 +342,9 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
     LL_ASSERT(seq->n_done <= seq->pos_lo && seq->pos_lo <= seq->pos_hi);
     /* Whoever sets one of these tells the scheduler. */
     if (seq->state == LL_SEQ_WAITING || seq->state == LL_SEQ_RUNNING)
-        LL_ASSERT(seq->is_marked || !(seq->is_lost || seq->is_cancelled || seq->is_stopped));
+        LL_ASSERT(seq->is_marked || !seq->is_stopped);
+    if (seq->state != LL_SEQ_FREE && seq->leader == seq->index)
+        check_request(pool, seq);
     switch (seq->state) {
     case LL_SEQ_FREE:
         LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0);
@@ -256,9 +356,10 @@ static void check_one(const struct ll_seq_pool *pool, const struct ll_seq *seq)
     case LL_SEQ_WAITING:
         LL_ASSERT(seq->n_prompt > 0 && seq->n_tokens >= seq->n_prompt);
         LL_ASSERT(seq->n_pages * LL_PAGE_TOKENS < seq->n_tokens && seq->device_slot == LL_NONE);
-        LL_ASSERT(seq->n_in_flight == 0 && seq->n_booked == 0 && seq->pos_hi == 0);
+        LL_ASSERT(seq->n_in_flight == 0 && seq->pos_hi == 0);
+        LL_ASSERT(seq->n_booked == 0 || seq->n_choices > 1);
         LL_ASSERT(seq->end == LL_END_NONE && !seq->is_told && !seq->is_preempted);
-        LL_ASSERT(seq->n_chained == seq->n_pages || seq->n_pages == 0);
+        LL_ASSERT(seq->n_chained <= seq->n_pages || seq->n_pages == 0);
         LL_ASSERT(seq->swap == LL_SWAP_NONE || seq->swap == LL_SWAP_HELD);
         break;
     case LL_SEQ_RUNNING:

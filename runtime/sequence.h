@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/sequence.h - one sequence of tokens on its way: who asked, what for, how far it is.
  *
- * A fixed pool, made at start: token and page arrays included. One request is one sequence until
- * n > 1 is served. All fields belong to the step thread.
+ * A fixed pool, made at start: token and page arrays included. A request for n choices is n
+ * sequences. The first of them, its leader, holds what belongs to the request and outlives the
+ * others; a request for one choice is its own leader. All fields belong to the step thread.
  *
  *   Q1  FREE -> INTAKE (prompt being copied) -> WAITING -> RUNNING -> ENDING -> FREE
  *       WAITING, RUNNING -> ENDING for any end; RUNNING -> WAITING by preemption;
@@ -13,7 +14,11 @@
  *       Without speculation they are equal
  *   Q4  pages cover pos_hi + LL_ROW_TOKENS_MAX tokens (or n_prompt + max_tokens, if that is less)
  *       when a row is submitted; in WAITING there are none but what the prefix cache had for it
- *   Q5  exactly one terminal event an accepted request: is_told goes false -> true once */
+ *   Q5  exactly one terminal event an accepted request, when the last of its choices was told:
+ *       is_told goes false -> true once, and n_untold of the leader falls
+ *   Q6  a leader is FREE after all its members; member[c] is choice c's sequence until that is FREE
+ *   Q7  choices wait (is_held) while one of them, `primary`, computes the prompt, then take its
+ * full pages. A choice ends alone by STOP and LENGTH; any other end is the whole request's */
 #ifndef RUNTIME_SEQUENCE_H
 #define RUNTIME_SEQUENCE_H
 
@@ -58,7 +63,9 @@ struct ll_seq {
     uint32_t prev, next; /* list of its state, LL_NONE at the ends */
 
     /* who asked */
-    uint32_t client, slot, gen, choice;
+    uint16_t client, slot;
+    uint32_t gen, choice;
+    uint32_t leader; /* of its request; itself: it is the leader */
 
     /* what for: gate-checked copies; more below */
     uint32_t n_prompt, max_tokens;
@@ -78,21 +85,23 @@ struct ll_seq {
     uint32_t n_pages_sent; /* page table entries the device has */
     uint32_t device_slot;  /* LL_NONE: none */
     uint32_t account;      /* LL_NONE: the scheduler has not seen it yet, or it has ended */
-    uint32_t n_written;    /* events written for this request, terminal one excluded */
-    uint32_t n_taken;      /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS */
-    uint32_t n_booked;     /* events promised by rows in flight */
+    /* of the request, in its leader: credits, in events; more below */
+    uint32_t n_written; /* terminal one excluded */
+    uint32_t n_taken;   /* last `taken` known; n_written - n_taken <= LL_WINDOW_EVENTS + choices */
+    uint32_t n_booked;  /* promised by rows in flight */
     uint8_t n_top, n_prompt_top;
     int8_t priority;
     uint8_t swap;        /* enum ll_swap */
-    uint64_t starved_ns; /* since when no credit; 0: has credit */
+    uint64_t starved_ns; /* of the request: since when no choice had credit; 0: one has */
     bool needs_init;     /* device slot to be (re)built by the next batch */
     bool is_prefill;     /* on the scheduler's list of those with prompt to compute */
     bool is_preempted;   /* RUNNING, but no more rows: WAITING once n_in_flight is 0 and nothing
                           * is being copied */
     bool is_slow;        /* with is_preempted: to the end of WAITING, its reader sleeps */
     bool is_victim;      /* was preempted and has not caught up yet */
-    bool is_parked; /* WAITING, out of the queue for want of credit; linked by q_left, q_right */
-    bool is_told;   /* Q5 */
+    bool is_parked;    /* WAITING, out of the queue for want of credit; linked by q_left, q_right */
+    bool is_told;      /* Q5 */
+    uint8_t n_choices; /* of the request */
 
     /* third line, as far as the first few end ids */
     uint64_t t_last_ns;
@@ -106,14 +115,13 @@ struct ll_seq {
     uint64_t deadline_ns; /* 0: none */
     uint64_t tenant_key;  /* whose account (queue.h): client, incarnation and tenant */
     uint64_t seed;
-    struct ll_bias *bias; /* [LL_BIAS_MAX], the pool's */
+    struct ll_bias *bias; /* [LL_BIAS_MAX], the pool's; of a request, its leader's */
     uint32_t n_bias;
     uint32_t prompt_off; /* intake: bytes into the arena */
     uint32_t bias_off;
 
     /* how far */
-    uint32_t n_copied;           /* intake: prompt ids here so far */
-    uint32_t n_cached;           /* prompt tokens not computed */
+    uint32_t n_copied;           /* prompt ids here so far: of a leader by intake, else from it */
     uint32_t n_scored;           /* prompt positions whose logprobs were reported */
     uint32_t *page;              /* [page_capacity], the pool's */
     uint32_t *page_epoch;        /* [page_capacity], beside page: kv.h K3 */
@@ -129,20 +137,38 @@ struct ll_seq {
     uint64_t order; /* of arrival */
     uint32_t q_left, q_right, q_up, q_rank;
 
-    /* the end */
+    bool is_held; /* WAITING, out of the queue: Q7 */
+
+    /* the end of the choice */
     enum ll_end end;
     int32_t end_code; /* LL_E_*, with FAILED */
     uint32_t stop_id; /* LL_NONE: none */
-    /* Marks set by intake and outlet on WAITING and RUNNING sequences, with ll_seq_mark(); the next
-     * plan moves them to ENDING with end LOST, CANCELLED or STOP, the first of these that is set.
-     */
-    bool is_lost;      /* its client is gone */
-    bool is_cancelled; /* op CANCEL */
-    bool is_stopped;   /* op STOP */
-    bool is_marked;    /* on the pool's list of those with marks to be looked at */
+    /* Marks set by intake and outlet, with ll_seq_mark(); the next plan moves those WAITING and
+     * RUNNING to ENDING with end LOST, CANCELLED or STOP, the first of these that is set. */
+    bool is_stopped; /* op STOP of this choice */
+    bool is_marked;  /* on the pool's list of those with marks to be looked at */
     uint32_t mark_prev, mark_next;
 
-    uint64_t t_seen_ns, t_run_ns, t_first_ns; /* outlet sets the last two, and t_last_ns */
+    uint64_t t_seen_ns, t_run_ns; /* outlet sets the last, and t_last_ns */
+
+    /* ---- of the request: in its leader only --------------------------------------------------*/
+
+    uint32_t *member;      /* [LL_CHOICES_MAX], the pool's: Q6. Unused with one choice */
+    uint32_t n_members;    /* not FREE, itself included */
+    uint32_t n_untold;     /* choices */
+    uint32_t primary;      /* Q7: a sequence; LL_NONE: nobody waits for the prompt */
+    uint32_t donor;        /* choice whose pages were taken last */
+    uint32_t stop_seen[4]; /* as ll_req.stop_choice */
+    bool is_lost;          /* marks of the request: its client is gone */
+    bool is_cancelled;     /* op CANCEL */
+    bool has_run;          /* a choice has */
+
+    enum ll_end request_end; /* NONE: as its choices end */
+    int32_t request_code;    /* LL_E_*, with FAILED */
+    uint32_t n_cached;       /* prompt tokens from the prefix cache */
+    uint64_t n_out;          /* tokens of choices that were told */
+    uint64_t t_first_ns;     /* token of any choice; outlet sets it */
+    uint64_t t_final_ns;     /* token of a choice that was told */
 };
 
 static_assert(offsetof(struct ll_seq, token) == LL_LINE_BYTES &&
@@ -179,15 +205,37 @@ struct ll_seq_pool {
 int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max);
 void ll_seq_pool_free(struct ll_seq_pool *pool);
 
+static inline struct ll_seq *ll_seq_leader(const struct ll_seq_pool *pool, const struct ll_seq *seq)
+{
+    return &pool->seq[seq->leader];
+}
+
 /* Holds nothing any more and everybody has been told: may go ENDING -> FREE. */
 static inline bool ll_seq_is_done(const struct ll_seq *seq)
 {
     return seq->is_told && seq->n_in_flight == 0 && seq->n_pages == 0 &&
-           seq->device_slot == LL_NONE && seq->swap == LL_SWAP_NONE;
+           seq->device_slot == LL_NONE && seq->swap == LL_SWAP_NONE &&
+           (seq->n_members == 1 || seq->leader != seq->index); /* Q6 */
+}
+
+/* Choice c's sequence; NULL: it is FREE again, or there is no such choice. */
+static inline struct ll_seq *ll_seq_member(const struct ll_seq_pool *pool,
+                                           const struct ll_seq *leader, uint32_t c)
+{
+    uint32_t index = c >= leader->n_choices   ? LL_NONE
+                     : leader->n_choices == 1 ? leader->index
+                                              : leader->member[c];
+
+    return index == LL_NONE ? NULL : &pool->seq[index];
 }
 
 /* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */
 struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
+/* Makes a sequence of INTAKE the leader of n choices; as many less one are FREE. The others, in
+ * INTAKE too, are copies but for the prompt; only the first gives the prompt's logprobs. */
+void ll_seq_fork(struct ll_seq_pool *pool, struct ll_seq *leader, uint32_t n);
+/* Takes that back: only the leader is left, with one choice. */
+void ll_seq_unfork(struct ll_seq_pool *pool, struct ll_seq *leader);
 /* Moves a sequence to the end (or the front) of a state's list, its own included. Who moves to
  * ENDING has set `end`; who moves to WAITING or FREE has given back pages and device slot. */
 void ll_seq_move(struct ll_seq_pool *pool, struct ll_seq *seq, enum ll_seq_state state);
@@ -207,8 +255,11 @@ static inline bool ll_seq_runs_at(const struct ll_seq_pool *pool, int32_t priori
 /* A mark was set: the next plan looks at the sequence. Nothing where it is on the list already. */
 void ll_seq_mark(struct ll_seq_pool *pool, struct ll_seq *seq);
 void ll_seq_unmark(struct ll_seq_pool *pool, struct ll_seq *seq);
+/* A mark of the request was set: the same for one of its choices that waits or runs. */
+void ll_seq_mark_request(struct ll_seq_pool *pool, struct ll_seq *leader);
 
-/* Q1..Q3 and the lists, whole pool; aborts on a fault. Debug builds run it after each step. */
+/* Q1..Q3, Q6, Q7 and the lists, whole pool; aborts on a fault. Debug builds run it after each step.
+ */
 void ll_seq_check(const struct ll_seq_pool *pool);
 
 /* What a polled step yields for one sequence, in order; apply fills, outlet writes. */

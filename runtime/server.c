@@ -102,6 +102,18 @@ static uint64_t random_u64(void)
     return word;
 }
 
+/* Running and waiting together. */
+static uint32_t n_sequences(const struct server *server)
+{
+    return server->setup.options.n_slots + server->config->max_waiting;
+}
+
+/* Each choice of a request is a sequence. */
+static uint32_t n_choices_max(const struct server *server)
+{
+    return (uint32_t)ll_min_u64(LL_CHOICES_MAX, n_sequences(server));
+}
+
 static void fill_info(struct server *server)
 {
     struct ll_info_region *info = server->info.base;
@@ -130,7 +142,7 @@ static void fill_info(struct server *server)
     info->min_p = checkpoint->min_p;
     info->repetition_penalty = checkpoint->repetition_penalty;
     info->top_k = checkpoint->top_k;
-    info->n_max = 1; /* samples a request: this version makes one */
+    info->n_max = n_choices_max(server);
     info->n_top_max = server->config->max_logprobs;
     info->n_stop_max = LL_STOP_MAX;
     info->n_bias_max = LL_BIAS_MAX;
@@ -247,7 +259,7 @@ static struct ll_gate_limits gate_limits(const struct server *server)
         .context_max = setup->checkpoint.shape.context_max,
         .n_prompt_max = setup->n_prompt_max,
         .n_pages_total = setup->caps.n_pages,
-        .n_max = 1,
+        .n_max = n_choices_max(server),
         .n_top_max = server->config->max_logprobs,
         .n_eos = setup->checkpoint.n_eos,
     };
@@ -276,7 +288,7 @@ static int make_engine(struct server *server)
         .backend = setup->backend,
         .device = setup->device,
         .caps = setup->caps,
-        .n_sequences = setup->options.n_slots + config->max_waiting,
+        .n_sequences = n_sequences(server),
         .n_waiting_max = config->max_waiting,
         .tokens_waiting_max = config->max_waiting_tokens,
         .limits = {.n_rows_max = setup->options.n_rows_max,

@@ -28,6 +28,7 @@
     X(requests_lost)                                                                               \
     X(prompt_tokens)                                                                               \
     X(prompt_tokens_cached)                                                                        \
+    X(prompt_tokens_shared)                                                                        \
     X(prefill_tokens)                                                                              \
     X(output_tokens)                                                                               \
     X(events_written)                                                                              \

@@ -27,7 +27,7 @@
 struct rig_config {
     const char *extra; /* of the fake backend; NULL: "polls=2" */
     uint32_t eos_permille;
-    uint32_t n_pages;        /* 0: 1024 */
+    uint32_t n_pages; /* 0: 1024 */
     uint32_t n_host_pages;
     uint32_t n_device_slots; /* 0: 64 */
     uint32_t n_rows_max;     /* 0: n_device_slots */
@@ -39,10 +39,17 @@ struct rig_config {
     uint32_t log2_events;    /* 0: 12 */
     uint64_t stall_ns;       /* 0: 30 s */
     uint64_t step_timeout_ns;
-    uint64_t turn_ns;  /* 0: 10 us */
-    bool checks;       /* ll_engine_check() after every turn */
+    uint64_t turn_ns; /* 0: 10 us */
+    bool checks;      /* ll_engine_check() after every turn */
     bool always_swaps;
     bool has_no_cache; /* without a prefix cache */
+};
+
+/* A choice of a request for more than one. */
+struct rig_choice {
+    uint64_t context;
+    uint32_t n_got, n_top_got, last_id;
+    uint32_t reason; /* 0: open */
 };
 
 struct rig_spec {
@@ -55,6 +62,7 @@ struct rig_spec {
     uint64_t salt;
     int8_t priority;
     uint32_t tenant;
+    uint32_t n; /* choices; 0: 1 */
 };
 
 struct rig_request {
@@ -64,7 +72,10 @@ struct rig_request {
     uint32_t *prompt, *expected; /* [context_max] */
     uint32_t n_expected;
     uint64_t context; /* of what has been read */
-    uint32_t n_got, n_top_got, n_scored, n_prompt_top_got;
+    uint32_t n_got;   /* of all choices */
+    uint32_t n_top_got, n_scored, n_prompt_top_got;
+    struct ll_sampling sampling;
+    struct rig_choice choice[LL_CHOICES_MAX]; /* with spec.n > 1 */
     uint64_t submit_ns, first_ns;
     /* the end */
     uint8_t type; /* LL_EV_FINISH, LL_EV_ERROR */
@@ -223,7 +234,7 @@ static RIG_UNUSED void rig_open(struct rig *rig, const struct rig_config *config
         .gate = {.n_vocab = rig->rules.n_vocab,
                  .context_max = c->context_max,
                  .n_prompt_max = c->context_max - 1,
-                 .n_max = 1,
+                 .n_max = LL_CHOICES_MAX,
                  .n_top_max = LL_TOP_MAX,
                  .n_eos = 1,
                  .eos = {1}},
@@ -302,9 +313,12 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
         sampling.n_end = 1;
         sampling.end[0] = 1;
     }
+    r->sampling = sampling;
     r->n_expected = ll_fake_continue(&rig->rules, prompt, spec->n_prompt, spec->seed, 0, &sampling,
                                      spec->max_tokens, expected);
     r->context = ll_fake_context(prompt, spec->n_prompt);
+    for (uint32_t k = 0; k < spec->n; k++)
+        r->choice[k] = (struct rig_choice){.context = r->context};
 
     struct ll_req *req = &client->slot[i];
     memcpy(client->arena + i * client->arena_stride, prompt, spec->n_prompt * sizeof(uint32_t));
@@ -316,7 +330,7 @@ static RIG_UNUSED int rig_submit(struct rig *rig, uint32_t c, const struct rig_s
     req->deadline_ns = spec->deadline_ns;
     req->seed = spec->seed;
     req->flags = spec->flags;
-    req->n = 1;
+    req->n = (uint16_t)rig_or(spec->n, 1);
     req->n_top = spec->n_top;
     req->n_prompt_top = spec->n_prompt_top;
     req->salt[0] = spec->salt;
@@ -343,12 +357,18 @@ static RIG_UNUSED void rig_cancel(struct rig *rig, uint32_t c, uint32_t slot)
     rig_ring(rig, client, LL_OP_CANCEL, slot);
 }
 
-static RIG_UNUSED void rig_stop(struct rig *rig, uint32_t c, uint32_t slot)
+static RIG_UNUSED void rig_stop_choice(struct rig *rig, uint32_t c, uint32_t slot, uint32_t choice)
 {
     struct rig_client *client = &rig->client[c];
 
-    atomic_store_explicit(&client->slot[slot].stop_choice[0], 1, memory_order_relaxed);
+    atomic_fetch_or_explicit(&client->slot[slot].stop_choice[choice / 32], 1u << choice % 32,
+                             memory_order_relaxed);
     rig_ring(rig, client, LL_OP_STOP, slot);
+}
+
+static RIG_UNUSED void rig_stop(struct rig *rig, uint32_t c, uint32_t slot)
+{
+    rig_stop_choice(rig, c, slot, 0);
 }
 
 static void rig_check_token(struct rig *rig, struct rig_request *r, const struct ll_event *e)
@@ -402,6 +422,43 @@ static void rig_check_prompt_top(struct rig *rig, struct rig_request *r, const s
     }
 }
 
+/* A token, its tops, or the end of a choice, where there are several. */
+static void rig_check_choice(struct rig *rig, struct rig_request *r, const struct ll_event *e)
+{
+    struct rig_choice *c = &r->choice[e->choice];
+
+    assert_true(e->choice < r->spec.n);
+    assert_int_equal(c->reason, 0);
+    if (e->type == LL_EV_CHOICE) {
+        assert_int_equal(e->u.choice_end.n_out, c->n_got);
+        c->reason = e->u.choice_end.reason;
+        if (c->reason == LL_FINISH_LENGTH)
+            assert_int_equal(c->n_got, r->spec.max_tokens);
+        return;
+    }
+    if (e->type == LL_EV_TOP) {
+        assert_int_equal(e->index, c->n_got - 1);
+        for (uint32_t k = 0; k < e->n; k++)
+            assert_int_equal(e->u.top[k].id,
+                             ll_fake_top(&rig->rules, c->context, c->n_top_got++).id);
+        return;
+    }
+    uint32_t position = r->spec.n_prompt + c->n_got;
+    assert_int_equal(e->index, c->n_got);
+    assert_int_equal(c->n_top_got, c->n_got == 0 ? 0 : r->spec.n_top);
+    c->n_top_got = 0;
+    if (c->n_got > 0)
+        c->context += ll_fake_mix(c->last_id, position - 1);
+    uint32_t id = ll_fake_sample(&rig->rules, c->context, r->spec.seed, e->choice, position,
+                                 &r->sampling, c->n_got);
+    assert_int_equal(e->u.token.id, id);
+    if (r->n_got == 0)
+        r->first_ns = e->t_ns;
+    c->last_id = id;
+    c->n_got++;
+    r->n_got++;
+}
+
 static void rig_check_finish(struct rig_request *r, const struct ll_event *e)
 {
     r->reason = e->u.finish.reason;
@@ -409,6 +466,11 @@ static void rig_check_finish(struct rig_request *r, const struct ll_event *e)
     assert_int_equal(e->u.finish.n_prompt, r->spec.n_prompt);
     r->n_cached = e->u.finish.n_cached;
     assert_true(r->n_cached <= (r->spec.n_prompt - 1) / LL_PAGE_TOKENS * LL_PAGE_TOKENS);
+    if (r->spec.n > 1) {
+        for (uint32_t c = 0; c < r->spec.n && r->reason != LL_FINISH_CANCELLED; c++)
+            assert_int_not_equal(r->choice[c].reason, 0);
+        return;
+    }
     if (r->reason == LL_FINISH_CANCELLED || e->u.finish.stop_id == UINT32_MAX) {
         if (r->reason == LL_FINISH_LENGTH)
             assert_int_equal(r->n_got, r->spec.max_tokens);
@@ -427,14 +489,24 @@ static void rig_take_event(struct rig *rig, struct rig_client *client, const str
     assert_int_equal(e->gen, (uint16_t)r->gen);
     rig->n_events++;
     /* The context of a token is what came before it; its tops follow it. */
-    if (e->type == LL_EV_TOKEN && r->n_got > 0)
+    if (e->type == LL_EV_TOKEN && r->n_got > 0 && r->spec.n <= 1)
         r->context += ll_fake_mix(r->expected[r->n_got - 1], r->spec.n_prompt + r->n_got - 1);
     switch (e->type) {
+    case LL_EV_CHOICE:
+        assert_true(r->spec.n > 1);
+        rig_check_choice(rig, r, e);
+        break;
     case LL_EV_TOKEN:
-        rig_check_token(rig, r, e);
+        if (r->spec.n > 1)
+            rig_check_choice(rig, r, e);
+        else
+            rig_check_token(rig, r, e);
         break;
     case LL_EV_TOP:
-        rig_check_top(rig, r, e);
+        if (r->spec.n > 1)
+            rig_check_choice(rig, r, e);
+        else
+            rig_check_top(rig, r, e);
         break;
     case LL_EV_PROMPT:
         rig_check_prompt(r, e);

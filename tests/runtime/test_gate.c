@@ -21,7 +21,8 @@ static const struct ll_gate_limits usual = {
     .n_prompt_max = CONTEXT - 1,
     .n_pages_total = 1000,
     .arena_bytes = ARENA_BYTES,
-    .n_max = 1,
+    .n_max = 4,
+    .n_ring_max = 6,
     .n_top_max = 20,
     .n_eos = 2,
     .eos = {7, 9},
@@ -62,6 +63,7 @@ struct field {
 #define AT(f) offsetof(struct ll_req, f)
 #define I     LL_E_INVAL
 #define U     LL_E_UNSUPPORTED
+#define N     LL_E_NEVER_FITS
 #define T     LL_E_TOO_LONG
 static const struct field fields[] = {
     {"state", AT(state), U32, 1, ANY},           /* intake's */
@@ -102,7 +104,7 @@ static const struct field fields[] = {
     {"deadline_ns", AT(deadline_ns), U64, 1, ANY},
     {"seed", AT(seed), U64, 1, ANY},
     {"flags", AT(flags), U32, 1, {{0, 0}, {7, 0}, {8, I}, {2147483648.0, I}, {-1, I}}},
-    {"n:", AT(n), U16, 1, {{0, I}, {1, 0}, {2, U}, {128, U}, {129, I}, {-1, I}}},
+    {"n:", AT(n), U16, 1, {{0, I}, {1, 0}, {4, 0}, {5, N}, {128, N}, {129, I}, {-1, I}}},
     {"priority", AT(priority), I8, 1, {{-128, 0}, {-1, 0}, {0, 0}, {1, 0}, {127, 0}}},
     {"n_top", AT(n_top), U8, 1, {{0, 0}, {20, 0}, {21, I}, {-1, I}}},
     {"n_prompt_top", AT(n_prompt_top), U8, 1, {{0, 0}, {1, I}, {20, I}, {21, I}, {-1, I}}},
@@ -434,16 +436,14 @@ static void abilities_of_the_runtime_open_their_fields(void **state)
     struct ll_seq seq = {0};
     struct ll_refusal why;
 
-    limits.n_max = 4, limits.has_draft = limits.has_grammar = true;
+    limits.has_draft = limits.has_grammar = true;
     limits.n_adapters = 2;
     req.n = 4, req.priority = -5, req.draft_max = 3, req.adapter = 2;
     req.grammar_off = ARENA_BYTES - 8, req.grammar_bytes = 8;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
     assert_int_equal(seq.priority, -5);
     assert_int_equal(seq.adapter, 2);
-    req.n = 5;
-    assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_UNSUPPORTED);
-    req.n = 4, req.adapter = 3;
+    req.adapter = 3;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_INVAL);
     req.adapter = 2, req.grammar_bytes = 9;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_INVAL);
@@ -470,6 +470,15 @@ static void the_longest_refusals_still_fit_31_bytes(void **state)
     req.max_tokens++;
     assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_TOO_LONG);
     assert_string_equal(why.text, "prompt+output: at most 16777216");
+    req = good();
+    limits.n_max = limits.n_ring_max = req.n = LL_CHOICES_MAX;
+    assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), 0);
+    limits.n_ring_max = LL_CHOICES_MAX - 1;
+    assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_NEVER_FITS);
+    assert_string_equal(why.text, "n: 128, ring has room for 127");
+    limits.n_max = LL_CHOICES_MAX - 1;
+    assert_int_equal(ll_gate_request(&limits, &req, &seq, &why), LL_E_NEVER_FITS);
+    assert_string_equal(why.text, "n: 128 sequences, has 127");
 }
 
 static void prompt_ids_are_checked_piece_by_piece(void **state)

@@ -294,7 +294,7 @@ static void a_full_ring_starves_rows_but_not_the_ends(void **state)
     for (uint32_t i = 0; i < 14; i++)
         assert_true(step(seq, 1));
     assert_false(step(seq, 1));
-    assert_false(ll_outlet_reserve(&desk.outlet, &desk.client[0].a));
+    assert_false(ll_outlet_reserve(&desk.outlet, &desk.client[0].a, 1));
     struct ll_seq *second = desk_seq(&desk, 0, 1);
     desk_run(&desk, second);
     desk_end(&desk, seq, LL_END_LENGTH);

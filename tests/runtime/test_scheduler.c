@@ -77,7 +77,7 @@ static struct ll_seq *arrive(uint32_t n_prompt, uint32_t max_tokens)
     struct ll_seq *seq = ll_seq_take(&f.pool);
     struct ll_shadow *shadow = &f.client.a.shadow[seq->index];
 
-    assert_true(ll_outlet_reserve(&f.outlet, &f.client.a));
+    assert_true(ll_outlet_reserve(&f.outlet, &f.client.a, 1));
     seq->slot = seq->index;
     seq->n_prompt = seq->n_tokens = seq->n_copied = n_prompt;
     seq->max_tokens = max_tokens;

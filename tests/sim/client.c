@@ -159,6 +159,14 @@ void sim_draw_request(struct sim_world *w, struct sim_client *client, struct sim
     q->bias_off = q->prompt_off + k->context_max * 4;
 }
 
+/* A sequence for each choice, and a ring for their ends beside the other slots' and a row. */
+static bool can_ever_fit(const struct sim_world *w, const struct sim_client *client, uint32_t n)
+{
+    uint32_t n_ring = 1u << w->k.log2_events, n_others = client->a.n_slots;
+
+    return n == 1 || (n <= w->k.n_sequences && n + n_others + LL_OUTLET_ROW_EVENTS_MAX <= n_ring);
+}
+
 static void begin_oracle(struct sim_request *r)
 {
     r->scored_context = 0;
@@ -216,7 +224,9 @@ static void submit(struct sim_world *w, struct sim_client *client)
         return;
     sim_draw_request(w, client, r);
     begin_oracle(r);
-    if (client->kind == SIM_BUGGY && sim_draw(w, 2))
+    if (!can_ever_fit(w, client, r->sent.n))
+        r->refusal = LL_E_NEVER_FITS;
+    else if (client->kind == SIM_BUGGY && sim_draw(w, 2))
         sim_spoil_request(w, client, r);
     if (client->kind == SIM_DYING && sim_chance(w, 40 * w->k.death_chance))
         client->kill_point = 1 + sim_draw(w, KILL_POINTS - 1);
@@ -230,6 +240,8 @@ void sim_client_probe(struct sim_world *w, struct sim_client *client)
     SIM_CHECK(w, r != NULL, "client %u has no free slot at rest", client->id);
     sim_draw_request(w, client, r);
     r->sent.deadline_ns = 0;
+    if (!can_ever_fit(w, client, r->sent.n))
+        r->sent.n = 1;
     begin_oracle(r);
     send_request(w, client, r);
 }

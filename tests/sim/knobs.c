@@ -22,11 +22,13 @@ static void draw_limits(struct sim_world *w)
     k->n_sequences += k->n_device_slots - 1;
     k->n_waiting_max = sim_draw(w, 3) == 0 ? 1 + sim_draw(w, 8) : 0;
     k->tokens_waiting_max = sim_draw(w, 3) == 0 ? SIM_ONE_OF(w, 1, 64, 300) : 0;
-    k->n_choices_max = 1;
-    /* Room for all terminal events and for a row: 64 events with logprobs, else a token a choice.
-     */
+    k->n_choices_max = SIM_ONE_OF(w, 1, 2, 4, SIM_CHOICES_MAX);
+    /* Room for all terminal events and for a row: 64 events with logprobs, else a token. Mostly for
+     * a request of several choices too. */
     k->has_logprobs = sim_draw(w, 3) == 0;
-    uint32_t n_least = k->n_slots * (1 + k->n_choices_max) + (k->has_logprobs ? 128 : 2);
+    uint32_t n_least = 2 * k->n_slots + (k->has_logprobs ? 128 : 2);
+    if (k->n_choices_max > 1 && sim_draw(w, 8) > 0)
+        n_least += LL_OUTLET_ROW_EVENTS_MAX + k->n_choices_max;
     k->log2_events = ll_log2_floor(ll_pow2_ceil(n_least)) + SIM_ONE_OF(w, 0, 0, 1, 4);
     k->stall_ns = SIM_ONE_OF(w, 5, 50, 1000) * LL_NS_PER_MS;
     k->step_timeout_ns = SIM_ONE_OF(w, 100, 5000) * LL_NS_PER_MS;

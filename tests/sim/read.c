@@ -158,6 +158,7 @@ static void take_choice_end(struct sim_world *w, const struct sim_client *client
               OF(client, r), e->choice, c->n_got, e->u.choice_end.n_out);
     check_reason(w, client, r, c, e->u.choice_end.reason, e->u.choice_end.stop_id);
     c->has_ended = true;
+    w->n.choices++;
 }
 
 static uint32_t n_got(const struct sim_request *r)
@@ -211,7 +212,8 @@ static bool may_stall(const struct sim_world *w, const struct sim_client *client
     uint32_t n_ring = 1u << w->k.log2_events;
 
     /* A ring that its own requests fill between two reads, or a clock that jumped. */
-    return client->kind == SIM_STALLED || n_ring < 4 * client->a.n_slots + 128 ||
+    return client->kind == SIM_STALLED ||
+           n_ring < 4 * client->a.n_slots * w->k.n_choices_max + 128 ||
            w->now_ns - w->last_jump_ns <= w->k.stall_ns + 100 * LL_NS_PER_MS;
 }
 

@@ -260,11 +260,12 @@ int main(int argc, char **argv)
            (unsigned long long)total.cancelled, (unsigned long long)total.expired,
            (unsigned long long)total.stalled, (unsigned long long)total.failed,
            (unsigned long long)total.refused, (unsigned long long)total.busy);
-    printf("tokens %llu, preemptions %llu (%llu swapped), from cache %llu, wakes %llu; deaths %llu "
-           "fenced %llu "
+    printf("tokens %llu, choices %llu, preemptions %llu (%llu swapped), from cache %llu, shared "
+           "%llu, wakes %llu; deaths %llu fenced %llu "
            "device failures %llu restarts %llu clock jumps %llu\n",
-           (unsigned long long)total.tokens, (unsigned long long)total.preemptions,
-           (unsigned long long)total.swapped, (unsigned long long)total.cached,
+           (unsigned long long)total.tokens, (unsigned long long)total.choices,
+           (unsigned long long)total.preemptions, (unsigned long long)total.swapped,
+           (unsigned long long)total.cached, (unsigned long long)total.shared,
            (unsigned long long)total.wakes, (unsigned long long)total.deaths,
            (unsigned long long)total.fenced, (unsigned long long)total.failures,
            (unsigned long long)total.restarts, (unsigned long long)total.jumps);

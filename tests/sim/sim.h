@@ -26,7 +26,7 @@
 
 #define SIM_CLIENTS_MAX 6u
 #define SIM_DOMAINS_MAX 3u
-#define SIM_CHOICES_MAX 4u
+#define SIM_CHOICES_MAX 9u
 #define SIM_BIAS_MAX    8u
 #define SIM_SEEN_MAX    (1u << 15)
 
@@ -164,7 +164,8 @@ struct sim_domain {
 /* ---- the world --------------------------------------------------------------------------------*/
 struct sim_counts {
     uint64_t submitted, finished, cancelled, expired, stalled, failed, refused, busy;
-    uint64_t tokens, events, deaths, fenced, failures, restarts, jumps, preemptions, swapped, cached;
+    uint64_t choices, shared, tokens, events, deaths, fenced, failures, restarts, jumps,
+        preemptions, swapped, cached;
     uint64_t wakes;
 };
 

@@ -150,6 +150,7 @@ void sim_world_open(struct sim_world *w)
 void sim_world_close(struct sim_world *w)
 {
     w->n.preemptions += ll_stat_get(&w->stat->v.preemptions);
+    w->n.shared += ll_stat_get(&w->stat->v.prompt_tokens_shared);
     w->n.swapped += ll_stat_get(&w->stat->v.preemptions_swapped);
     close_engine(w);
     for (uint32_t i = 0; i < w->k.n_clients; i++)
