@@ -23,8 +23,8 @@ static const struct row table[] = {
     ROW(LL_E_INVAL, 400, "A field is outside its range: correct the one named."),
     ROW(LL_E_TOO_LONG, 400, "Prompt plus output exceed the context: shorten one of them."),
     ROW(LL_E_NEVER_FITS, 400,
-        "The request needs more KV pages than the runtime has: shorten it or give the runtime more "
-        "KV memory."),
+        "It needs more KV pages or choices than the runtime has: ask for less or give the runtime more "
+        "memory or sequences."),
     ROW(LL_E_BUSY, 429, "The waiting queue is full: send again after retry_ms."),
     ROW(LL_E_QUOTA, 429, "This user's attachments or memory are used up: close some clients."),
     ROW(LL_E_ABI, 500, "Library and runtime have different wire versions: install matching ones."),

@@ -46,7 +46,7 @@ enum ll_error_code {
     LL_E_AGAIN = -1001,        /* 429 all slots or the arena are in use; poll, then try again */
     LL_E_INVAL = -1002,        /* 400 a field is outside its range; the text names it */
     LL_E_TOO_LONG = -1003,     /* 400 prompt plus output exceed the context; shorten one */
-    LL_E_NEVER_FITS = -1004,   /* 400 more KV pages than the runtime has; raise its KV memory */
+    LL_E_NEVER_FITS = -1004,   /* 400 more KV pages or choices than the runtime has room for */
     LL_E_BUSY = -1005,         /* 429 waiting queue full; retry after retry_ms */
     LL_E_QUOTA = -1006,        /* 429 attachments, descriptors or memory of this user used up */
     LL_E_ABI = -1007,          /* 500 runtime and library speak different wire versions */
@@ -144,7 +144,19 @@ struct ll_logit_bias {
 };
 
 /* Fill from LL_REQUEST_INIT, then set what differs. Everything pointed to is copied before
- * ll_client_submit() returns. Range violations are LL_E_INVAL and name the field. */
+ * ll_client_submit() returns. Range violations are LL_E_INVAL and name the field.
+ *
+ * Several choices (n > 1): the prompt is computed once; then each choice is sampled from its own
+ * random stream (seed, choice), so with temperature 0 they are all equal, and choice c is the same
+ * whatever else runs. All fields hold for each choice by itself: max_tokens, min_tokens, penalties,
+ * stop ids; deadline_ns, priority and tenant are the request's, and the tenant pays for all. Outputs
+ * of the choices come interleaved, in order within a choice, and say in `choice` whose they are:
+ *   TOKEN, TOP ...  of choices 0 .. n - 1
+ *   PROMPT ...      once a request, of whichever choice computes the prompt
+ *   CHOICE          this one has ended (stop, length); nothing of it follows
+ *   FINISH, ERROR   once, after all of them. Cancel, deadline and errors end all choices at once:
+ *                   those still open then have no CHOICE
+ * All choices of a request share its window of 256 outputs that were not read yet. */
 struct ll_request {
     uint32_t struct_bytes;       /* sizeof(struct ll_request) */
     uint32_t flags;              /* LL_REQUEST_* */
@@ -153,7 +165,7 @@ struct ll_request {
     uint32_t n_prompt;           /* 1 .. n_prompt_max */
     uint32_t max_tokens;         /* 1 .. context_max - n_prompt; 0: as many as fit */
     uint32_t min_tokens;         /* 0 .. max_tokens: no end id before that many */
-    uint32_t n;                  /* samples, 1 .. 128 (each a `choice`) */
+    uint32_t n;                  /* choices, 1 .. n_max of ll_client_info; see below */
     float temperature;           /* 0 .. 2; 0 takes the likeliest (greedy) */
     float top_p;                 /* 0 < p <= 1; 1: off */
     float min_p;                 /* 0 .. 1; 0: off */
@@ -201,7 +213,7 @@ LL_API int ll_client_submit(struct ll_client *client, const struct ll_request *r
 LL_API int ll_client_cancel(struct ll_client *client, uint64_t id);
 
 /* The application found a stop string in a choice: that choice ends as LL_FINISH_STOP and counts
- * as a success. Tokens already on the way still arrive. */
+ * as a success; other choices go on. Tokens already on the way still arrive. */
 LL_API int ll_client_stop(struct ll_client *client, uint64_t id, uint32_t choice);
 
 /* ---- outputs ------------------------------------------------------------------------------*/
@@ -210,7 +222,7 @@ enum ll_output_type {
     LL_OUTPUT_TOP = 2,    /* top logprobs of the last TOKEN, n pairs, best first; `last` closes */
     LL_OUTPUT_PROMPT = 3, /* logprobs of prompt tokens index .. index + n - 1 */
     LL_OUTPUT_PROMPT_TOP = 4, /* n pairs of prompt top logprobs, n_prompt_top a position, flat */
-    LL_OUTPUT_CHOICE = 5, /* a choice of n > 1 ended */
+    LL_OUTPUT_CHOICE = 5, /* a choice of n > 1 ended by itself */
     LL_OUTPUT_FINISH = 6, /* the request ended well; nothing follows */
     LL_OUTPUT_ERROR = 7,  /* the request failed; nothing follows */
 };
@@ -249,8 +261,8 @@ struct ll_output {
             uint32_t n_out;
         } choice_end;
         struct {
-            uint32_t reason; /* of choice 0 */
-            uint32_t stop_id;
+            uint32_t reason;  /* of choice 0; CANCELLED: of all that had not ended */
+            uint32_t stop_id; /* of choice 0 */
             uint32_t n_prompt;
             uint32_t n_cached; /* prompt tokens taken from the prefix cache */
             uint32_t n_out;    /* over all choices */
