@@ -26,16 +26,25 @@ void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct l
 
 /* ---- client memory: one atomic load a word, then only the copy -------------------------------*/
 
-/* n_bytes is a multiple of 4; from is 4-aligned (the slot and what the gate let pass are). */
+/* n_bytes is a multiple of 4; from is 4-aligned (the slot and what the gate let pass are). Two ids
+ * a load where both sides allow it: 64 KiB in 4 us instead of 7. */
 static void copy_words(void *to, const void *from, size_t n_bytes)
 {
-    const _Atomic uint32_t *source = from;
-    uint32_t *target = to;
+    size_t at = 0;
 
     /* Relaxed: the acquire of the slot's state came first; what a client changes meanwhile shows in
      * the copy or does not, and the copy alone is checked and used. */
-    for (size_t i = 0; i < n_bytes / sizeof(uint32_t); i++)
-        target[i] = atomic_load_explicit(&source[i], memory_order_relaxed);
+    if ((((uintptr_t)to | (uintptr_t)from) & 7u) == 0)
+        for (; at + sizeof(uint64_t) <= n_bytes; at += sizeof(uint64_t)) {
+            const _Atomic uint64_t *source = (const void *)((const char *)from + at);
+            uint64_t *target = (void *)((char *)to + at);
+            *target = atomic_load_explicit(source, memory_order_relaxed);
+        }
+    for (; at < n_bytes; at += sizeof(uint32_t)) {
+        const _Atomic uint32_t *source = (const void *)((const char *)from + at);
+        uint32_t *target = (void *)((char *)to + at);
+        *target = atomic_load_explicit(source, memory_order_relaxed);
+    }
 }
 
 /* ---- misbehaviour ----------------------------------------------------------------------------*/

@@ -4,6 +4,7 @@
 #include "base/assert.h"
 #include "base/bits.h"
 #include "base/err.h"
+#include "runtime/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -21,8 +22,8 @@ int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint32_t n_host_pages, uint64
     };
     if (n_pages == 0 || n_pages > 1u << 28)
         return LL_ERR(-EINVAL, "a KV pool of %u pages; 1 to %u are possible", n_pages, 1u << 28);
-    kv->free_page = malloc(n_pages * sizeof(*kv->free_page));
-    kv->page = malloc(n_pages * sizeof(*kv->page));
+    kv->free_page = ll_memory_make(n_pages * sizeof(*kv->free_page));
+    kv->page = ll_memory_make(n_pages * sizeof(*kv->page));
     kv->seen = malloc(n_pages * sizeof(*kv->seen));
     kv->host_next = malloc((n_host_pages + 1ull) * sizeof(*kv->host_next));
     kv->host_owner = malloc((n_host_pages + 1ull) * sizeof(*kv->host_owner));
@@ -49,8 +50,8 @@ int ll_kv_init(struct ll_kv *kv, uint32_t n_pages, uint32_t n_host_pages, uint64
 void ll_kv_free(struct ll_kv *kv)
 {
     ll_prefix_free(&kv->index);
-    free(kv->free_page);
-    free(kv->page);
+    ll_memory_free(kv->free_page, kv->n_pages * sizeof(*kv->free_page));
+    ll_memory_free(kv->page, kv->n_pages * sizeof(*kv->page));
     free(kv->host_next);
     free(kv->host_owner);
     free(kv->seen);

@@ -8,6 +8,7 @@
 #include "base/bits.h"
 #include "base/err.h"
 #include "base/rng.h"
+#include "runtime/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -27,17 +28,14 @@ int ll_prefix_init(struct ll_prefix *prefix, uint32_t n_pages, uint64_t seed)
     size_t ids_bytes = (size_t)n_pages * LL_PAGE_TOKENS * sizeof(uint32_t);
 
     *prefix = (struct ll_prefix){.n_pages = n_pages, .mask = (uint32_t)(n_buckets - 1)};
-    prefix->bucket = malloc(n_buckets * sizeof(*prefix->bucket));
-    prefix->node = malloc(n_pages * sizeof(*prefix->node));
-    prefix->ids = malloc(ids_bytes);
+    prefix->bucket = ll_memory_make(n_buckets * sizeof(*prefix->bucket));
+    prefix->node = ll_memory_make(n_pages * sizeof(*prefix->node));
+    prefix->ids = ll_memory_make(ids_bytes);
     if (prefix->bucket == NULL || prefix->node == NULL || prefix->ids == NULL) {
         ll_prefix_free(prefix);
         return LL_ERR(-ENOMEM, "out of memory for the prefix cache of %u pages", n_pages);
     }
-    /* Touched now, so that no step pays for page faults. */
     memset(prefix->bucket, 0xff, n_buckets * sizeof(*prefix->bucket));
-    memset(prefix->node, 0, n_pages * sizeof(*prefix->node));
-    memset(prefix->ids, 0, ids_bytes);
     for (size_t i = 0; i < sizeof(prefix->secret); i += sizeof(uint64_t)) {
         uint64_t word = ll_splitmix64(&seed);
         memcpy(prefix->secret + i, &word, sizeof(word));
@@ -47,9 +45,9 @@ int ll_prefix_init(struct ll_prefix *prefix, uint32_t n_pages, uint64_t seed)
 
 void ll_prefix_free(struct ll_prefix *prefix)
 {
-    free(prefix->bucket);
-    free(prefix->node);
-    free(prefix->ids);
+    ll_memory_free(prefix->bucket, (prefix->mask + (size_t)1) * sizeof(*prefix->bucket));
+    ll_memory_free(prefix->node, prefix->n_pages * sizeof(*prefix->node));
+    ll_memory_free(prefix->ids, prefix->n_pages * LL_PAGE_TOKENS * sizeof(*prefix->ids));
     *prefix = (struct ll_prefix){0};
 }
 

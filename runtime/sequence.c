@@ -5,13 +5,9 @@
 #include "base/bits.h"
 #include "base/err.h"
 #include "runtime/kv.h"
+#include "runtime/memory.h"
 
 #include <string.h>
-#include <sys/mman.h>
-
-/* Up to so much is touched at start, so that no request pays for page faults; the rest of a larger
- * pool (many sequences times a long context) is touched by the first request that gets there. */
-#define POPULATE_BYTES_MAX (256ull << 20)
 
 static void count_priority(struct ll_seq_pool *pool, const struct ll_seq *seq, bool comes)
 {
@@ -93,13 +89,11 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
         !ll_checked_add(total_bytes, head_bytes, &total_bytes))
         return LL_ERR(-ENOMEM, "%u sequences of %u tokens do not fit an address space", n,
                       context_max);
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    if (total_bytes <= POPULATE_BYTES_MAX)
-        flags |= MAP_POPULATE;
-    char *memory = mmap(NULL, total_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (memory == MAP_FAILED)
-        return LL_ERRNO("%u sequences of %u tokens need %llu bytes", n, context_max,
-                        (unsigned long long)total_bytes);
+    /* Where it is not touched, the first request to get so far pays for the page faults. */
+    char *memory = ll_memory_make_sparse(total_bytes);
+    if (memory == NULL)
+        return LL_ERR(-ENOMEM, "%u sequences of %u tokens need %llu bytes", n, context_max,
+                      (unsigned long long)total_bytes);
 
     *pool = (struct ll_seq_pool){
         .seq = (struct ll_seq *)memory,
@@ -134,8 +128,7 @@ int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
 
 void ll_seq_pool_free(struct ll_seq_pool *pool)
 {
-    if (pool->memory != NULL)
-        munmap(pool->memory, pool->memory_bytes);
+    ll_memory_free(pool->memory, pool->memory_bytes);
     *pool = (struct ll_seq_pool){0};
 }
 

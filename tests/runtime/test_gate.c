@@ -496,6 +496,29 @@ static void prompt_ids_are_checked_piece_by_piece(void **state)
     assert_string_equal(why.text, "prompt[6]: below 1000");
 }
 
+static void a_foreign_id_is_found_wherever_it_is_in_a_long_prompt(void **state)
+{
+    (void)state;
+    static const uint32_t foreign[] = {N_VOCAB,          N_VOCAB + 1,       0x7fffffff, 0x80000000,
+                                       0x80000000 + 999, 0x80000000 + 1000, UINT32_MAX};
+    static uint32_t token[1000];
+    struct ll_seq seq = {.token = token, .n_prompt = 1000};
+    struct ll_refusal why;
+    char text[64];
+
+    for (uint32_t i = 0; i < 1000; i++)
+        token[i] = i % N_VOCAB;
+    assert_int_equal(ll_gate_prompt(&usual, &seq, 0, 1000, &why), 0);
+    for (uint32_t i = 0; i < 1000; i++) {
+        token[i] = foreign[i % LL_COUNT(foreign)];
+        assert_int_equal(ll_gate_prompt(&usual, &seq, 3, 1000, &why), i < 3 ? 0 : LL_E_INVAL);
+        snprintf(text, sizeof(text), "prompt[%u]: below 1000", i);
+        if (i >= 3)
+            assert_string_equal(why.text, text);
+        token[i] = N_VOCAB - 1;
+    }
+}
+
 static void biases_are_checked_id_and_value(void **state)
 {
     (void)state;
@@ -535,6 +558,7 @@ int main(void)
         cmocka_unit_test(abilities_of_the_runtime_open_their_fields),
         cmocka_unit_test(the_longest_refusals_still_fit_31_bytes),
         cmocka_unit_test(prompt_ids_are_checked_piece_by_piece),
+        cmocka_unit_test(a_foreign_id_is_found_wherever_it_is_in_a_long_prompt),
         cmocka_unit_test(biases_are_checked_id_and_value),
     };
     return cmocka_run_group_tests_name("runtime/gate", tests, NULL, NULL);
