@@ -5,10 +5,13 @@
 
 #include "base/bits.h"
 #include "base/err.h"
+#include "base/log.h"
 #include "ll/client.h"
 #include "runtime/jsonfile.h"
 #include "runtime/model_config.h"
+#include "runtime/quantization.h"
 #include "runtime/safetensors.h"
+#include "runtime/tensor_names.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -22,29 +25,13 @@
 
 static_assert(sizeof(((struct ll_checkpoint_tensor *)0)->name) == LL_SAFETENSORS_NAME_MAX + 1,
               "a name that the header parser takes fits");
+static_assert(LL_TENSOR_NAME_BYTES == LL_SAFETENSORS_NAME_MAX + 1, "in both directions");
 
-/* HF names by role; "model.layers.N." in front of those with is_layer. Slots of the tensor list:
- * embed, then each layer's nine in this order, then the final norm and the head. */
-static const struct {
-    const char *name;
-    bool is_layer;
-} roles[LL_TENSOR_ROLES] = {
-    [LL_TENSOR_EMBED] = {"model.embed_tokens.weight", false},
-    [LL_TENSOR_ATTN_NORM] = {"input_layernorm.weight", true},
-    [LL_TENSOR_Q] = {"self_attn.q_proj.weight", true},
-    [LL_TENSOR_K] = {"self_attn.k_proj.weight", true},
-    [LL_TENSOR_V] = {"self_attn.v_proj.weight", true},
-    [LL_TENSOR_O] = {"self_attn.o_proj.weight", true},
-    [LL_TENSOR_FFN_NORM] = {"post_attention_layernorm.weight", true},
-    [LL_TENSOR_GATE] = {"mlp.gate_proj.weight", true},
-    [LL_TENSOR_UP] = {"mlp.up_proj.weight", true},
-    [LL_TENSOR_DOWN] = {"mlp.down_proj.weight", true},
-    [LL_TENSOR_FINAL_NORM] = {"model.norm.weight", false},
-    [LL_TENSOR_HEAD] = {"lm_head.weight", false},
-};
-
+/* Slots of the tensor list: embed, then each layer's nine by role, then the final norm and the
+ * head. Behind them come the scales as they are found: at most three a slot (SCALE, INPUT_SCALE,
+ * KV_SCALE). */
 #define LAYER_ROLES  (LL_TENSOR_DOWN - LL_TENSOR_ATTN_NORM + 1u)
-#define LAYER_PREFIX "model.layers."
+#define SLOT_TENSORS 4u
 
 static uint32_t slot_of(const struct ll_model_shape *shape, enum ll_tensor_role role,
                         uint32_t layer)
@@ -56,34 +43,9 @@ static uint32_t slot_of(const struct ll_model_shape *shape, enum ll_tensor_role 
     return 1 + shape->n_layers * LAYER_ROLES + (role - LL_TENSOR_FINAL_NORM);
 }
 
-static void set_expected(struct ll_checkpoint_tensor *out, const struct ll_model_shape *s,
-                         enum ll_tensor_role role, uint32_t layer)
+static uint32_t count_slots(const struct ll_model_shape *shape)
 {
-    uint32_t q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim, e = s->n_embd;
-    const uint32_t dims[LL_TENSOR_ROLES][2] = {
-        [LL_TENSOR_EMBED] = {s->n_vocab, e},
-        [LL_TENSOR_ATTN_NORM] = {1, e},
-        [LL_TENSOR_Q] = {q, e},
-        [LL_TENSOR_K] = {kv, e},
-        [LL_TENSOR_V] = {kv, e},
-        [LL_TENSOR_O] = {e, q},
-        [LL_TENSOR_FFN_NORM] = {1, e},
-        [LL_TENSOR_GATE] = {s->n_ff, e},
-        [LL_TENSOR_UP] = {s->n_ff, e},
-        [LL_TENSOR_DOWN] = {e, s->n_ff},
-        [LL_TENSOR_FINAL_NORM] = {1, e},
-        [LL_TENSOR_HEAD] = {s->n_vocab, e},
-    };
-
-    out->tensor = (struct ll_tensor){.role = role,
-                                     .part = LL_PART_WEIGHT,
-                                     .layer = layer,
-                                     .rows = dims[role][0],
-                                     .cols = dims[role][1]};
-    if (roles[role].is_layer)
-        snprintf(out->name, sizeof(out->name), LAYER_PREFIX "%u.%s", layer, roles[role].name);
-    else
-        snprintf(out->name, sizeof(out->name), "%s", roles[role].name);
+    return slot_of(shape, LL_TENSOR_HEAD, 0) + !shape->is_tied;
 }
 
 /* The list of what must be there, in slot order, nothing found yet (size_bytes 0). */
@@ -91,98 +53,120 @@ static int make_expected(struct ll_checkpoint *out)
 {
     const struct ll_model_shape *shape = &out->shape;
 
-    out->n_tensors = slot_of(shape, LL_TENSOR_HEAD, 0) + !shape->is_tied;
-    out->tensor = calloc(out->n_tensors, sizeof(*out->tensor));
+    out->n_tensors = count_slots(shape);
+    out->tensor = calloc((size_t)out->n_tensors * SLOT_TENSORS, sizeof(*out->tensor));
     if (out->tensor == NULL)
         return LL_ERR(-ENOMEM, "no memory for a list of %u tensors", out->n_tensors);
     for (uint32_t role = 0; role < LL_TENSOR_ROLES; role++) {
-        uint32_t n_layers = roles[role].is_layer ? shape->n_layers : 1;
-        for (uint32_t layer = 0; layer < n_layers; layer++)
-            if (role != LL_TENSOR_HEAD || !shape->is_tied)
-                set_expected(&out->tensor[slot_of(shape, role, layer)], shape, role, layer);
+        uint32_t n_layers = ll_tensor_is_per_layer(role) ? shape->n_layers : 1;
+        for (uint32_t layer = 0; layer < n_layers; layer++) {
+            if (role == LL_TENSOR_HEAD && shape->is_tied)
+                continue;
+            struct ll_checkpoint_tensor *t = &out->tensor[slot_of(shape, role, layer)];
+            t->tensor = (struct ll_tensor){.role = role, .layer = layer};
+            ll_tensor_dims(shape, role, &t->tensor.rows, &t->tensor.cols);
+            ll_tensor_weight(t->name, role, layer);
+        }
     }
     return 0;
 }
 
-/* The slot of a tensor's name; -1 for one that the model does not have. */
-static int64_t find_slot(const struct ll_checkpoint *checkpoint, const char *name)
+/* The scale of a slot that was found; NULL: none so far. */
+static struct ll_checkpoint_tensor *find_scale(const struct ll_checkpoint *checkpoint,
+                                               const struct ll_tensor *of, enum ll_tensor_part part)
 {
-    const char *rest = name;
-    uint64_t layer = 0;
-    bool is_layer = strncmp(name, LAYER_PREFIX, strlen(LAYER_PREFIX)) == 0;
-
-    if (is_layer) {
-        const char *digits = name + strlen(LAYER_PREFIX);
-        for (rest = digits; *rest >= '0' && *rest <= '9' && layer < UINT32_MAX; rest++)
-            layer = layer * 10 + (uint64_t)(*rest - '0');
-        if (rest == digits || *rest != '.' || (*digits == '0' && rest > digits + 1) ||
-            layer >= checkpoint->shape.n_layers)
-            return -1;
-        rest++;
+    for (uint32_t i = count_slots(&checkpoint->shape); i < checkpoint->n_tensors; i++) {
+        const struct ll_tensor *t = &checkpoint->tensor[i].tensor;
+        if (t->role == of->role && t->layer == of->layer && t->part == part)
+            return &checkpoint->tensor[i];
     }
-    for (uint32_t role = 0; role < LL_TENSOR_ROLES; role++)
-        if (roles[role].is_layer == is_layer && strcmp(rest, roles[role].name) == 0) {
-            uint32_t slot = slot_of(&checkpoint->shape, role, (uint32_t)layer);
-            return slot < checkpoint->n_tensors ? (int64_t)slot : -1;
-        }
-    return -1;
-}
-
-/* Present in some files and not used: rotation tables of old converters, and the head of a model
- * whose config ties it to the embedding. */
-static bool is_ignored(const struct ll_checkpoint *checkpoint, const char *name)
-{
-    static const char suffix[] = ".rotary_emb.inv_freq";
-    size_t n = strlen(name);
-
-    if (n >= strlen(suffix) && strcmp(name + n - strlen(suffix), suffix) == 0)
-        return true;
-    return checkpoint->shape.is_tied && strcmp(name, roles[LL_TENSOR_HEAD].name) == 0;
+    return NULL;
 }
 
 /* ---- one file ---------------------------------------------------------------------------------*/
 
 static int check_dtype(enum ll_dtype *out, const struct ll_safetensors_entry *entry,
+                       const struct ll_checkpoint *checkpoint, const struct ll_tensor_id *id,
                        const char *path)
 {
     static const struct {
         const char *name;
         enum ll_dtype dtype;
-    } table[] = {{"BF16", LL_DTYPE_BF16}, {"F16", LL_DTYPE_F16}, {"F32", LL_DTYPE_F32}};
+    } table[] = {{"BF16", LL_DTYPE_BF16},
+                 {"F16", LL_DTYPE_F16},
+                 {"F32", LL_DTYPE_F32},
+                 {"F8_E4M3", LL_DTYPE_E4M3}};
+    const bool can_be_fp8 = id->part == LL_PART_WEIGHT && ll_tensor_is_linear(id->role);
 
     for (size_t i = 0; i < LL_COUNT(table); i++)
-        if (strcmp(entry->dtype, table[i].name) == 0) {
+        if (strcmp(entry->dtype, table[i].name) == 0)
             *out = table[i].dtype;
-            return 0;
-        }
+    if (*out == LL_DTYPE_E4M3 && can_be_fp8 && checkpoint->quantization_config == NULL)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: tensor \"%s\" (byte %u): dtype is F8_E4M3, but config.json has no "
+                      "quantization_config that says how it is scaled",
+                      path, entry->name, entry->header_at);
+    if (*out != 0 && (*out != LL_DTYPE_E4M3 || can_be_fp8))
+        return 0;
     return LL_ERR(LL_E_UNSUPPORTED,
-                  "%s: tensor \"%s\" (byte %u): dtype is %s; BF16, F16 and F32 are supported", path,
-                  entry->name, entry->header_at, entry->dtype);
+                  "%s: tensor \"%s\" (byte %u): dtype is %s; BF16, F16 and F32 are supported%s",
+                  path, entry->name, entry->header_at, entry->dtype,
+                  can_be_fp8 ? ", and F8_E4M3" : " here");
+}
+
+/* "[4, 8]" */
+static const char *print_dims(char out[LL_SAFETENSORS_RANK_MAX * 22 + 3],
+                              const struct ll_safetensors_entry *entry)
+{
+    size_t used = 0;
+
+    out[used++] = '[';
+    for (uint32_t i = 0; i < entry->n_dims; i++)
+        used += (size_t)sprintf(out + used, "%s%llu", i > 0 ? ", " : "",
+                                (unsigned long long)entry->dims[i]);
+    out[used++] = ']';
+    out[used] = '\0';
+    return out;
 }
 
 static int check_dims(const struct ll_safetensors_entry *entry, const struct ll_tensor *wanted,
                       const char *path)
 {
-    bool is_vector = wanted->rows == 1 &&
-                     (wanted->role == LL_TENSOR_ATTN_NORM || wanted->role == LL_TENSOR_FFN_NORM ||
-                      wanted->role == LL_TENSOR_FINAL_NORM);
-    char found[LL_SAFETENSORS_RANK_MAX * 22 + 1] = "";
+    const bool is_vector = ll_tensor_is_vector(wanted->role);
+    char found[LL_SAFETENSORS_RANK_MAX * 22 + 3];
 
     if (is_vector && entry->n_dims == 1 && entry->dims[0] == wanted->cols)
         return 0;
     if (!is_vector && entry->n_dims == 2 && entry->dims[0] == wanted->rows &&
         entry->dims[1] == wanted->cols)
         return 0;
-    for (uint32_t i = 0, used = 0; i < entry->n_dims; i++)
-        used += (uint32_t)snprintf(found + used, sizeof(found) - used, "%s%llu", i > 0 ? ", " : "",
-                                   (unsigned long long)entry->dims[i]);
     if (is_vector)
         return LL_ERR(LL_E_INVAL,
-                      "%s: tensor \"%s\" (byte %u): shape is [%s], config.json asks for [%u]", path,
-                      entry->name, entry->header_at, found, wanted->cols);
-    return LL_ERR(LL_E_INVAL,
-                  "%s: tensor \"%s\" (byte %u): shape is [%s], config.json asks for [%u, %u]", path,
-                  entry->name, entry->header_at, found, wanted->rows, wanted->cols);
+                      "%s: tensor \"%s\" (byte %u): shape is %s, config.json asks for [%u]", path,
+                      entry->name, entry->header_at, print_dims(found, entry), wanted->cols);
+    return LL_ERR(
+        LL_E_INVAL, "%s: tensor \"%s\" (byte %u): shape is %s, config.json asks for [%u, %u]", path,
+        entry->name, entry->header_at, print_dims(found, entry), wanted->rows, wanted->cols);
+}
+
+/* The shapes that scales come in, as rows and columns: [], [1] and [1, 1] are one number; [n] and
+ * [n, 1] (and [n, 1, 1], of a KV cache) are n; [a, b] are those of blocks. False: another one. */
+static bool read_scale_dims(uint32_t *rows, uint32_t *cols,
+                            const struct ll_safetensors_entry *entry, bool can_be_block)
+{
+    uint64_t n = 1;
+
+    for (uint32_t i = 0; i < entry->n_dims; i++) {
+        if (entry->dims[i] == 0 || entry->dims[i] > UINT32_MAX || n > UINT32_MAX)
+            return false;
+        n *= entry->dims[i];
+    }
+    *rows = entry->n_dims > 0 ? (uint32_t)entry->dims[0] : 1;
+    *cols = 1;
+    if (n == *rows)
+        return entry->n_dims <= 3;
+    *cols = entry->n_dims == 2 ? (uint32_t)entry->dims[1] : 0;
+    return can_be_block && entry->n_dims == 2;
 }
 
 /* Where the index says that a tensor lies; NULL: no index, every file is right. */
@@ -191,16 +175,66 @@ static const char *mapped_file(const json_t *weight_map, const char *name)
     return json_string_value(json_object_get(weight_map, name));
 }
 
+/* Where the entry of the file goes in the list. */
+static void place_entry(struct ll_checkpoint *out, struct ll_checkpoint_tensor *tensor,
+                        const struct ll_safetensors_entry *entry, uint32_t file)
+{
+    tensor->tensor.size_bytes = entry->size_bytes;
+    tensor->file = file;
+    tensor->offset = entry->offset;
+    out->weights_bytes += entry->size_bytes;
+}
+
+static int take_weight(struct ll_checkpoint *out, const struct ll_safetensors_entry *entry,
+                       const struct ll_tensor_id *id, uint32_t file, const char *path)
+{
+    struct ll_checkpoint_tensor *tensor = &out->tensor[slot_of(&out->shape, id->role, id->layer)];
+    int rc = check_dims(entry, &tensor->tensor, path);
+
+    if (rc == 0)
+        rc = check_dtype(&tensor->tensor.dtype, entry, out, id, path);
+    if (rc == 0) /* names are unique in a file, and the map gives one file: never twice */
+        place_entry(out, tensor, entry, file);
+    return rc;
+}
+
+/* One more scale at the end of the list. */
+static int add_scale(struct ll_checkpoint *out, const struct ll_safetensors_entry *entry,
+                     struct ll_tensor_id id, uint32_t file, const char *path)
+{
+    struct ll_tensor tensor = {.role = id.role, .part = id.part, .layer = id.layer};
+    const struct ll_checkpoint_tensor *other = find_scale(out, &tensor, id.part);
+    char found[LL_SAFETENSORS_RANK_MAX * 22 + 3];
+
+    if (other != NULL)
+        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" (byte %u): \"%s\" is the same scale", path,
+                      entry->name, entry->header_at, other->name);
+    int rc = check_dtype(&tensor.dtype, entry, out, &id, path);
+    if (rc < 0)
+        return rc;
+    if (!read_scale_dims(&tensor.rows, &tensor.cols, entry, id.part == LL_PART_SCALE))
+        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" (byte %u): shape %s is none that scales have",
+                      path, entry->name, entry->header_at, print_dims(found, entry));
+
+    struct ll_checkpoint_tensor *added = &out->tensor[out->n_tensors++];
+    added->tensor = tensor;
+    snprintf(added->name, sizeof(added->name), "%s", entry->name);
+    place_entry(out, added, entry, file);
+    return 0;
+}
+
 static int take_entry(struct ll_checkpoint *out, const struct ll_safetensors_entry *entry,
                       uint32_t file, const char *base, const json_t *weight_map)
 {
     char shown[LL_SHOWN_BYTES];
     const char *path = ll_path_tail(out->file[file].path);
-    int64_t slot = find_slot(out, entry->name);
+    struct ll_tensor_id id;
+    enum ll_tensor_found found = ll_tensor_find(&id, entry->name, out->shape.n_layers);
 
-    if (is_ignored(out, entry->name))
+    if (found == LL_TENSOR_UNUSED ||
+        (found == LL_TENSOR_FOUND && id.role == LL_TENSOR_HEAD && out->shape.is_tied))
         return 0;
-    if (slot < 0)
+    if (found == LL_TENSOR_UNKNOWN)
         return LL_ERR(LL_E_INVAL,
                       "%s: tensor \"%s\" (byte %u) is no part of a Llama model of the shape in "
                       "config.json",
@@ -212,18 +246,19 @@ static int take_entry(struct ll_checkpoint *out, const struct ll_safetensors_ent
                           path, entry->name, entry->header_at,
                           mapped != NULL ? ll_shown(shown, mapped) : "no file");
     }
-
-    struct ll_checkpoint_tensor *tensor = &out->tensor[slot];
-    int rc = check_dims(entry, &tensor->tensor, path);
-    if (rc == 0)
-        rc = check_dtype(&tensor->tensor.dtype, entry, path);
-    if (rc < 0)
-        return rc;
-    tensor->tensor.size_bytes = entry->size_bytes; /* names are unique in a file, and the map */
-    tensor->file = file;                           /* gives a tensor to one file: never twice */
-    tensor->offset = entry->offset;
-    out->weights_bytes += entry->size_bytes;
-    return 0;
+    if (id.part == LL_PART_WEIGHT)
+        return take_weight(out, entry, &id, file, path);
+    if (out->quantization_config == NULL)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: tensor \"%s\" (byte %u): a scale, but config.json has no "
+                      "quantization_config",
+                      path, entry->name, entry->header_at);
+    int rc = add_scale(out, entry, id, file, path);
+    if (rc == 0 && id.is_both) {
+        id.role = LL_TENSOR_V;
+        rc = add_scale(out, entry, id, file, path);
+    }
+    return rc;
 }
 
 /* Reads the header of base (a name in the directory) as file out->n_files. */
@@ -378,16 +413,158 @@ static int check_complete(const struct ll_checkpoint *checkpoint)
     uint32_t n_missing = 0;
     const char *first = NULL;
 
-    for (uint32_t i = 0; i < checkpoint->n_tensors; i++)
+    for (uint32_t i = 0; i < count_slots(&checkpoint->shape); i++)
         if (checkpoint->tensor[i].tensor.size_bytes == 0 && n_missing++ == 0)
             first = checkpoint->tensor[i].name;
     if (n_missing == 0)
         return 0;
     return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is missing (%u of %u are)%s",
-                  ll_path_tail(checkpoint->directory), first, n_missing, checkpoint->n_tensors,
-                  strcmp(first, roles[LL_TENSOR_HEAD].name) == 0
+                  ll_path_tail(checkpoint->directory), first, n_missing,
+                  count_slots(&checkpoint->shape),
+                  strcmp(first, "lm_head.weight") == 0
                       ? "; config.json does not say tie_word_embeddings: true"
                       : "");
+}
+
+/* ---- what quantisation asks for ---------------------------------------------------------------*/
+
+/* The scales that a quantised linear must have, and their shapes. */
+static int check_scales(const struct ll_checkpoint *checkpoint,
+                        const struct ll_checkpoint_tensor *weight, const char *module,
+                        const struct ll_quant_scheme *scheme)
+{
+    const char *path = ll_path_tail(checkpoint->file[weight->file].path);
+    const struct ll_tensor *w = &weight->tensor;
+    const struct ll_checkpoint_tensor *scale = find_scale(checkpoint, w, LL_PART_SCALE);
+    const struct ll_checkpoint_tensor *input = find_scale(checkpoint, w, LL_PART_INPUT_SCALE);
+    uint32_t rows = 1, cols = 1;
+
+    if (scale == NULL)
+        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is F8_E4M3, and \"%s.%s\" is missing", path,
+                      weight->name, module,
+                      scheme->kind == LL_QUANT_BLOCK && strcmp(checkpoint->quantization, "fp8") == 0
+                          ? "weight_scale_inv"
+                          : "weight_scale");
+    if (scheme->kind == LL_QUANT_CHANNEL)
+        rows = w->rows;
+    if (scheme->kind == LL_QUANT_BLOCK) {
+        rows = (uint32_t)ll_div_ceil(w->rows, 128);
+        cols = (uint32_t)ll_div_ceil(w->cols, 128);
+    }
+    if (scale->tensor.rows != rows || scale->tensor.cols != cols)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: tensor \"%s\": shape is [%u, %u], the quantisation that config.json "
+                      "describes asks for [%u, %u]",
+                      ll_path_tail(checkpoint->file[scale->file].path), scale->name,
+                      scale->tensor.rows, scale->tensor.cols, rows, cols);
+    if (scheme->is_static && input == NULL)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: \"%s.input_scale\" is missing; config.json says that activations have "
+                      "stored scales",
+                      path, module);
+    if (input != NULL && (input->tensor.rows != 1 || input->tensor.cols != 1))
+        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\": shape is [%u, %u], must be one number",
+                      ll_path_tail(checkpoint->file[input->file].path), input->name,
+                      input->tensor.rows, input->tensor.cols);
+    return 0;
+}
+
+/* A linear against what the configuration says of it. */
+static int check_linear(const struct ll_checkpoint *checkpoint,
+                        const struct ll_checkpoint_tensor *weight)
+{
+    char module[LL_TENSOR_NAME_BYTES];
+    struct ll_quant_scheme scheme;
+    const bool is_fp8 = weight->tensor.dtype == LL_DTYPE_E4M3;
+    const char *path = ll_path_tail(checkpoint->file[weight->file].path);
+
+    ll_tensor_module(module, weight->tensor.role, weight->tensor.layer);
+    enum ll_quant_verdict verdict =
+        ll_quantization_of(checkpoint->quantization_config, module, &scheme);
+    if (is_fp8 && verdict == LL_QUANT_NO)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: tensor \"%s\" is F8_E4M3, but config.json's quantisation leaves \"%s\" "
+                      "alone",
+                      path, weight->name, module);
+    if (!is_fp8 && verdict == LL_QUANT_YES)
+        return LL_ERR(LL_E_INVAL,
+                      "%s: tensor \"%s\" is not F8_E4M3, but config.json's quantisation does not "
+                      "leave \"%s\" alone",
+                      path, weight->name, module);
+    if (is_fp8)
+        return check_scales(checkpoint, weight, module, &scheme);
+    const struct ll_checkpoint_tensor *scale =
+        find_scale(checkpoint, &weight->tensor, LL_PART_SCALE);
+    if (scale == NULL)
+        scale = find_scale(checkpoint, &weight->tensor, LL_PART_INPUT_SCALE);
+    if (scale != NULL)
+        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is there, but \"%s\" is not F8_E4M3",
+                      ll_path_tail(checkpoint->file[scale->file].path), scale->name, weight->name);
+    return 0;
+}
+
+/* A cache's scale: one number or one a head. Where one of K and V is there it is the other's, too.
+ */
+static int check_kv_scales(struct ll_checkpoint *out)
+{
+    const uint32_t n_found = out->n_tensors;
+
+    for (uint32_t i = count_slots(&out->shape); i < n_found; i++) {
+        const struct ll_checkpoint_tensor *t = &out->tensor[i];
+        struct ll_tensor other = t->tensor;
+        if (t->tensor.part != LL_PART_KV_SCALE)
+            continue;
+        if (t->tensor.rows != 1 && t->tensor.rows != out->shape.n_kv_heads)
+            return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\": %u numbers, must be 1 or %u (KV heads)",
+                          ll_path_tail(out->file[t->file].path), t->name, t->tensor.rows,
+                          out->shape.n_kv_heads);
+        out->has_kv_scales = true;
+        other.role = other.role == LL_TENSOR_K ? LL_TENSOR_V : LL_TENSOR_K;
+        if (find_scale(out, &other, LL_PART_KV_SCALE) != NULL)
+            continue;
+        ll_warn("%s: the cache's scale \"%s\" is taken for K and V: the other is not there",
+                ll_path_tail(out->directory), t->name);
+        out->tensor[out->n_tensors] = *t;
+        out->tensor[out->n_tensors++].tensor.role = other.role;
+    }
+    return 0;
+}
+
+static int check_quantization(struct ll_checkpoint *out)
+{
+    for (uint32_t i = 0; i < count_slots(&out->shape); i++)
+        if (ll_tensor_is_linear(out->tensor[i].tensor.role)) {
+            int rc = check_linear(out, &out->tensor[i]);
+            if (rc < 0)
+                return rc;
+        }
+    for (uint32_t i = count_slots(&out->shape); i < out->n_tensors; i++)
+        if (out->tensor[i].tensor.role == LL_TENSOR_HEAD)
+            return LL_ERR(LL_E_UNSUPPORTED,
+                          "%s: tensor \"%s\": a quantised lm_head is not supported",
+                          ll_path_tail(out->file[out->tensor[i].file].path), out->tensor[i].name);
+    return check_kv_scales(out);
+}
+
+/* ---- opening ----------------------------------------------------------------------------------*/
+
+static int open_weights(struct ll_checkpoint *out)
+{
+    int rc = make_expected(out);
+
+    if (rc == 0)
+        rc = read_weights(out);
+    if (rc == 0)
+        rc = check_complete(out);
+    if (rc == 0 && out->quantization_config != NULL)
+        rc = check_quantization(out);
+    if (rc < 0)
+        return rc;
+    out->dtype = out->tensor[slot_of(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype;
+    for (uint32_t i = 0; i < out->n_tensors; i++)
+        if (out->tensor[i].tensor.dtype == LL_DTYPE_E4M3)
+            out->dtype = LL_DTYPE_E4M3;
+    return 0;
 }
 
 static int open_directory(struct ll_checkpoint *out, const char *directory, bool has_weights)
@@ -400,19 +577,17 @@ static int open_directory(struct ll_checkpoint *out, const char *directory, bool
     while (n > 1 && out->directory[n - 1] == '/')
         out->directory[--n] = '\0';
     rc = ll_model_config_read(out);
-    if (rc == 0 && has_weights)
-        rc = make_expected(out);
-    if (rc == 0 && has_weights)
-        rc = read_weights(out);
-    if (rc == 0 && has_weights)
-        rc = check_complete(out);
-    if (rc < 0) {
-        ll_checkpoint_close(out);
-        return rc;
+    if (rc == 0 && out->quantization_config != NULL) {
+        snprintf(out->quantization, sizeof(out->quantization), "%s",
+                 ll_quantization_name(out->quantization_config));
+        out->activation_bound = ll_quantization_activation_bound(out->quantization_config);
     }
-    out->dtype = has_weights ? out->tensor[slot_of(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype
-                             : LL_DTYPE_BF16;
-    return 0;
+    out->dtype = out->quantization_config != NULL ? LL_DTYPE_E4M3 : LL_DTYPE_BF16;
+    if (rc == 0 && has_weights)
+        rc = open_weights(out);
+    if (rc < 0)
+        ll_checkpoint_close(out);
+    return rc;
 }
 
 int ll_checkpoint_open(struct ll_checkpoint *out, const char *directory)
@@ -427,6 +602,7 @@ int ll_checkpoint_open_config(struct ll_checkpoint *out, const char *directory)
 
 void ll_checkpoint_close(struct ll_checkpoint *checkpoint)
 {
+    ll_quantization_free(checkpoint->quantization_config);
     free(checkpoint->tensor);
     free(checkpoint->file);
     *checkpoint = (struct ll_checkpoint){0};

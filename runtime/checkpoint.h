@@ -10,6 +10,8 @@
 
 #include "kernels/backend.h"
 
+struct ll_quantization;
+
 struct ll_checkpoint_tensor {
     struct ll_tensor tensor;
     uint32_t file;   /* index into file[] */
@@ -26,12 +28,17 @@ struct ll_checkpoint_file {
 struct ll_checkpoint {
     char directory[1024];
     struct ll_model_shape shape;
-    enum ll_dtype dtype; /* of the linears */
-    struct ll_checkpoint_tensor *tensor;
+    enum ll_dtype dtype;                 /* of the linears: E4M3 where one of them is */
+    struct ll_checkpoint_tensor *tensor; /* the model's weights by role and layer, then scales */
     uint32_t n_tensors;
     struct ll_checkpoint_file *file;
     uint32_t n_files;
-    uint64_t weights_bytes;
+    uint64_t weights_bytes; /* scales included */
+
+    char quantization[32];                       /* "compressed-tensors", ...; "": none */
+    float activation_bound;                      /* sizes above it are taken for it; 0: none */
+    bool has_kv_scales;                          /* scales for an FP8 cache are among the tensors */
+    struct ll_quantization *quantization_config; /* of the two above; NULL: none */
 
     /* generation: config.json, overridden by generation_config.json */
     uint32_t bos; /* UINT32_MAX: none */
@@ -41,7 +48,7 @@ struct ll_checkpoint {
     uint32_t top_k;
 
     /* tokenizer_config.json */
-    char chat_format[32];  /* its chat_format field; "" */
+    char chat_format[32];     /* its chat_format field; "" */
     char template_sha256[65]; /* of chat_template or chat_template.jinja; "" */
     bool has_tokenizer_json, has_tokenizer_model;
 };

@@ -27,7 +27,13 @@ enum ll_config_dtype { /* float16 computes in bfloat16; half and float are vLLM'
 };
 enum ll_config_kv { LL_KV_AUTO, LL_KV_FLOAT32, LL_KV_BFLOAT16, LL_KV_FP8, LL_KV_FP8_E4M3 };
 enum ll_config_isolate { LL_ISOLATE_UID, LL_ISOLATE_CLIENT };
-enum ll_config_quantization { LL_QUANTIZATION_NONE, LL_QUANTIZATION_FP8 };
+enum ll_config_quantization {
+    LL_QUANTIZATION_NONE,
+    LL_QUANTIZATION_FP8,
+    LL_QUANTIZATION_COMPRESSED_TENSORS,
+    LL_QUANTIZATION_FBGEMM_FP8,
+    LL_QUANTIZATION_MODELOPT,
+};
 enum ll_config_load { LL_LOAD_AUTO, LL_LOAD_SAFETENSORS, LL_LOAD_DUMMY };
 enum ll_config_generation { LL_GENERATION_AUTO, LL_GENERATION_NONE, LL_GENERATION_VLLM };
 

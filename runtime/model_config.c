@@ -5,6 +5,7 @@
 #include "base/err.h"
 #include "ll/client.h"
 #include "runtime/jsonfile.h"
+#include "runtime/quantization.h"
 #include "runtime/sha256.h"
 
 #include <stdlib.h>
@@ -35,8 +36,8 @@ static void set_place(struct place *place, const struct ll_checkpoint *checkpoin
 static int check_architecture(const json_t *config, const char *where)
 {
     char shown[LL_SHOWN_BYTES];
-    const json_t *list = json_object_get(config, "architectures"), *object = NULL;
-    const char *name = json_string_value(json_array_get(list, 0)), *method = NULL, *text = NULL;
+    const json_t *list = json_object_get(config, "architectures");
+    const char *name = json_string_value(json_array_get(list, 0)), *text = NULL;
 
     if (name == NULL || json_array_size(list) != 1)
         return LL_ERR(LL_E_INVAL, "%sarchitectures must be a list of one name", where);
@@ -44,22 +45,6 @@ static int check_architecture(const json_t *config, const char *where)
         return LL_ERR(LL_E_UNSUPPORTED,
                       "%sarchitectures is \"%s\"; only \"LlamaForCausalLM\" can be served", where,
                       ll_shown(shown, name));
-
-    static const char *const quantization[] = {"quantization_config", "compression_config"};
-    for (size_t i = 0; i < LL_COUNT(quantization); i++) {
-        int rc = ll_jsonfile_object(&object, config, where, quantization[i]);
-        if (rc < 0)
-            return rc;
-        if (rc == 0)
-            continue;
-        rc = ll_jsonfile_string(&method, object, where, "quant_method");
-        if (rc < 0)
-            return rc;
-        return LL_ERR(LL_E_UNSUPPORTED,
-                      "%s%s has quant_method \"%s\"; quantised checkpoints are not supported, use "
-                      "the BF16, F16 or F32 weights of this model",
-                      where, quantization[i], method != NULL ? ll_shown(shown, method) : "(none)");
-    }
 
     static const char *const biases[] = {"attention_bias", "mlp_bias"};
     for (size_t i = 0; i < LL_COUNT(biases); i++) {
@@ -254,6 +239,8 @@ static int read_config(struct ll_checkpoint *out, const json_t *config, const ch
     int rc = check_architecture(config, where);
 
     if (rc == 0)
+        rc = ll_quantization_read(&out->quantization_config, config, where);
+    if (rc == 0)
         rc = check_declared_dtype(config, where);
     if (rc == 0)
         rc = read_dims(&out->shape, config, where);
@@ -300,6 +287,15 @@ static int read_generation(struct ll_checkpoint *out, const json_t *config, cons
     out->repetition_penalty = (float)repetition;
     int rc = ll_jsonfile_u32(&out->bos, config, where, "bos_token_id", 0, out->shape.n_vocab - 1);
     return rc < 0 ? rc : read_end_ids(out, config, where);
+}
+
+/* ---- hf_quant_config.json ---------------------------------------------------------------------*/
+
+static int read_modelopt(struct ll_checkpoint *out, const json_t *config, const char *where)
+{
+    if (out->quantization_config != NULL)
+        return 0; /* newer exports say it in config.json, too */
+    return ll_quantization_read_modelopt(&out->quantization_config, config, where);
 }
 
 /* ---- tokenizer_config.json, chat_template.jinja -----------------------------------------------*/
@@ -389,11 +385,8 @@ int ll_model_config_read(struct ll_checkpoint *out)
     int rc = read_file(out, "config.json", CONFIG_BYTES_MAX, read_config, false);
     if (rc == -ENOENT)
         return ll_err_prefix(rc, "not a model directory");
-    if (rc == 0 && has_file(out, "hf_quant_config.json"))
-        rc = LL_ERR(LL_E_UNSUPPORTED,
-                    "%s: hf_quant_config.json marks a quantised (ModelOpt) checkpoint; use the "
-                    "BF16, F16 or F32 weights of this model",
-                    ll_path_tail(out->directory));
+    if (rc == 0)
+        rc = read_file(out, "hf_quant_config.json", CONFIG_BYTES_MAX, read_modelopt, true);
     if (rc == 0)
         rc = read_file(out, "generation_config.json", CONFIG_BYTES_MAX, read_generation, true);
     if (rc == 0)

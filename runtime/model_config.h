@@ -4,7 +4,8 @@
  * Part of ll_checkpoint_open(): config.json gives the shape, generation_config.json the default
  * sampling, tokenizer_config.json and chat_template.jinja how to chat. Every number is checked
  * against a range before anything is sized by it; unknown fields are ignored; what would change
- * the arithmetic and is not built (another rope type, biases, quantisation) is refused. */
+ * the arithmetic and is not built (another rope type, biases) is refused; quantisation has a file
+ * of its own (quantization.h). */
 #ifndef RUNTIME_MODEL_CONFIG_H
 #define RUNTIME_MODEL_CONFIG_H
 

@@ -392,6 +392,37 @@ static int choose_sizes(struct ll_setup *setup)
     return 0;
 }
 
+/* --quantization fp8 makes FP8 of what is not; the other names say what the checkpoint is. */
+static int choose_quantization(struct ll_setup *setup)
+{
+    static const char *const names[] = {
+        [LL_QUANTIZATION_NONE] = "",
+        [LL_QUANTIZATION_FP8] = "fp8",
+        [LL_QUANTIZATION_COMPRESSED_TENSORS] = "compressed-tensors",
+        [LL_QUANTIZATION_FBGEMM_FP8] = "fbgemm_fp8",
+        [LL_QUANTIZATION_MODELOPT] = "modelopt",
+    };
+    const uint32_t wish = setup->config->quantization;
+    const char *found = setup->checkpoint.quantization;
+    bool is_fp8 = setup->checkpoint.dtype == LL_DTYPE_E4M3 || wish == LL_QUANTIZATION_FP8;
+
+    if (wish > LL_QUANTIZATION_FP8 && strcmp(names[wish], found) != 0)
+        return usage(setup, LL_ERR(LL_E_INVAL,
+                                   "--quantization %s: the checkpoint %s%s; leave the option away, "
+                                   "the checkpoint says what it is",
+                                   names[wish], found[0] != 0 ? "is " : "is not quantised", found));
+    if (!is_fp8 || setup->config->device == LL_DEVICE_FAKE)
+        return 0;
+    setup->dtype_name = "fp8";
+    if (setup->options.has_dummy_weights)
+        setup->options.extra = "weights=fp8";
+    else if (found[0] == 0)
+        return LL_ERR(LL_E_UNSUPPORTED,
+                      "--quantization fp8: this version quantises dummy weights only "
+                      "(--load-format dummy)");
+    return 0;
+}
+
 int ll_setup_device(struct ll_setup *setup)
 {
     const struct ll_config *config = setup->config;
@@ -415,13 +446,9 @@ int ll_setup_device(struct ll_setup *setup)
     o->has_dummy_weights = config->load_format == LL_LOAD_DUMMY;
     o->seed = config->seed;
     o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
-    if (config->quantization == LL_QUANTIZATION_FP8) {
-        if (!o->has_dummy_weights || strcmp(setup->backend->name, "cuda") != 0)
-            return LL_ERR(LL_E_UNSUPPORTED, "--quantization fp8: this version quantises dummy "
-                                            "weights on cuda only (--load-format dummy)");
-        o->extra = "weights=fp8";
-        setup->dtype_name = "fp8";
-    }
+    rc = choose_quantization(setup);
+    if (rc < 0)
+        return rc;
 
     rc = setup->backend->open(&setup->device, o, &setup->checkpoint.shape, &setup->caps, &error);
     if (rc < 0)

@@ -45,18 +45,15 @@ static inline float ll_round_bf16(float x)
     return ll_f32_from_bf16(ll_bf16_from_f32(x));
 }
 
+/* Without branches, so that a loop over it becomes vectors. */
 static inline float ll_f32_from_f16(uint16_t x)
 {
-    uint32_t sign = (uint32_t)(x & 0x8000u) << 16, exponent = (x >> 10) & 31u,
-             fraction = x & 0x3ffu;
+    uint32_t size = (uint32_t)(x & 0x7fffu) << 13, sign = (uint32_t)(x & 0x8000u) << 16;
+    uint32_t is_special = 0u - (uint32_t)((x & 0x7c00u) == 0x7c00u);
+    /* Exponents lie 112 apart. Exact, and it makes normal numbers of subnormal ones. */
+    uint32_t bits = ll_f32_bits(ll_f32_from_bits(size) * 0x1p112f);
 
-    if (exponent == 31)
-        return ll_f32_from_bits(sign | 0x7f800000u | fraction << 13);
-    if (exponent == 0) { /* zero and subnormals: fraction x 2^-24, exact in fp32 */
-        float value = (float)fraction * 0x1p-24f;
-        return sign != 0 ? -value : value;
-    }
-    return ll_f32_from_bits(sign | (exponent + 112u) << 23 | fraction << 13);
+    return ll_f32_from_bits(sign | bits | (is_special & (0x7f800000u | size)));
 }
 
 #define LL_E4M3_MAX 448.0f
@@ -82,10 +79,12 @@ static inline uint8_t ll_e4m3_from_f32(float x)
     uint32_t normal = ((size + 0x7ffffu + (size >> 20 & 1u)) >> 20) - (120u << 3);
     /* Below: 2^14 + x is rounded to a multiple of 2^-9, which its low bits then count. */
     uint32_t small = ll_f32_bits(ll_f32_from_bits(size) + 0x1p14f) - ll_f32_bits(0x1p14f);
-    uint32_t q = size < 0x3c800000u ? small : normal; /* 2^-6 */
+    uint32_t is_small = 0u - (uint32_t)(size < 0x3c800000u);  /* 2^-6 */
+    uint32_t is_large = 0u - (uint32_t)(size >= 0x43e00000u); /* 448 */
+    uint32_t is_nan = (uint32_t)(size > 0x7f800000u);
+    uint32_t q =
+        (is_small & small) | (~is_small & ~is_large & normal) | (is_large & 0x7eu) | is_nan;
 
-    q = size >= 0x43e00000u ? 0x7eu : q; /* 448 */
-    q = size > 0x7f800000u ? 0x7fu : q;
     return (uint8_t)(sign | q);
 }
 

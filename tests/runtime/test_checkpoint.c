@@ -398,8 +398,8 @@ static void bad_config_is_refused_with_its_field(void **state)
         {"[2, 3]", "2, \"attention_bias\": true", LL_E_UNSUPPORTED, "attention_bias"},
         {"[2, 3]", "2, \"mlp_bias\": true", LL_E_UNSUPPORTED, "mlp_bias"},
         {"[2, 3]", "2, \"torch_dtype\": \"float8_e4m3fn\"", LL_E_UNSUPPORTED, "float8_e4m3fn"},
-        {"[2, 3]", "2, \"quantization_config\": {\"quant_method\": \"compressed-tensors\"}",
-         LL_E_UNSUPPORTED, "compressed-tensors"},
+        {"[2, 3]", "2, \"quantization_config\": {\"quant_method\": \"gptq\"}", LL_E_UNSUPPORTED,
+         "gptq"},
         {"[2, 3]", "2, \"compression_config\": {\"quant_method\": \"x\"}", LL_E_UNSUPPORTED,
          "compression_config"},
         {"[2, 3]", "2, \"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 4}",
@@ -451,7 +451,7 @@ static void quantised_and_oversized_side_files_are_refused(void **state)
     char *big = malloc((1u << 20) + 2);
 
     maker_write_text(maker, "hf_quant_config.json", "{}");
-    assert_refused(maker, LL_E_UNSUPPORTED, "hf_quant_config.json", "ModelOpt");
+    assert_refused(maker, LL_E_INVAL, "hf_quant_config.json", "quantization is missing");
     unlink(maker_path(maker, "hf_quant_config.json"));
     memset(big, ' ', (1u << 20) + 1);
     maker_write(maker, "config.json", big, (1u << 20) + 1);
@@ -581,7 +581,8 @@ static void names_are_unique_short_and_known(void **state)
         "model.layers.2.mlp.up_proj.weight",
         "model.layers.00.mlp.up_proj.weight",
         "model.layers..mlp.up_proj.weight",
-        "model.layers.0.mlp.up_proj.weight_scale",
+        "model.layers.0.mlp.up_proj.bias",
+        "model.layers.0.input_layernorm.weight_scale",
         "model.layers.99999999999999999999999999.mlp.up_proj.weight",
         "foo"};
 
