@@ -101,6 +101,7 @@ static void look_at_ending(struct ll_planning *p)
 static void begin(struct ll_planning *p)
 {
     p->n_lookups = LL_SCHED_LOOKUPS_MAX;
+    p->n_evict = LL_SCHED_EVICT_MAX;
     p->n_shares = LL_SCHED_SHARES_MAX;
     p->s->n_release_left = LL_SCHED_RELEASE_MAX;
     ll_sched_adopt(p->s);
@@ -113,7 +114,7 @@ uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
     struct ll_planning p = {.s = scheduler, .now_ns = now_ns};
     const struct ll_seq_list *list = scheduler->pool->list;
     uint32_t n_tokens = scheduler->limits.n_tokens_max, n_before = list[LL_SEQ_WAITING].n;
-    uint32_t work = ll_kv_evict(scheduler->kv, scheduler->limits.n_slots, LL_SCHED_EVICT_MAX);
+    uint32_t work = ll_kv_evict(scheduler->kv, scheduler->limits.n_slots, LL_SCHED_EVICT_MAX / 4);
 
     if (n_before == 0 || scheduler->n_free_slots == 0)
         return work;

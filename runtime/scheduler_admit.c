@@ -252,6 +252,16 @@ static bool make_room_for(struct ll_planning *p, const struct ll_seq *seq, uint3
     return has_room_for(p, n_pages);
 }
 
+/* Idle pages become free in pieces, so that a long prompt does not take the index apart in one
+ * call; false: the next one goes on. */
+static bool make_free(struct ll_planning *p, uint32_t n_pages)
+{
+    struct ll_kv *kv = p->s->kv;
+
+    p->n_evict -= ll_kv_evict(kv, n_pages, p->n_evict);
+    return kv->n_free >= n_pages;
+}
+
 static void start(struct ll_planning *p, struct ll_seq *seq, uint64_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
@@ -304,6 +314,8 @@ static bool admit_first(struct ll_planning *p, struct ll_seq *seq, uint32_t n_to
     n_pages -= seq->n_pages;
     if (!has_room_for(p, n_pages) && !make_room_for(p, seq, n_pages))
         return false;
+    if (!make_free(p, n_pages))
+        return false;
     start(p, seq, n_booked);
     return true;
 }
@@ -312,10 +324,10 @@ void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
     struct ll_seq *seq;
-    uint32_t n_passed = 0;
+    uint32_t n_passed = 0, n_started = 0;
 
     look_at_parked(p);
-    while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX &&
+    while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX && n_started < LL_SCHED_STARTS_MAX &&
            (seq = ll_queue_first(&s->queue)) != NULL) {
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
@@ -324,6 +336,8 @@ void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
             n_passed++;
         } else if (!admit_first(p, seq, n_tokens)) {
             return;
+        } else {
+            n_started++;
         }
     }
 }

@@ -13,11 +13,13 @@
 #define LL_SCHED_PASS_MAX    64u  /* starved ones set aside at admission */
 #define LL_SCHED_PARKED_MAX  16u  /* of those set aside, asked again whether they have credit */
 #define LL_SCHED_LOOKUPS_MAX 64u  /* pages looked up in the prefix cache (16 KiB of prompt) */
-#define LL_SCHED_SHARES_MAX  256u /* pages taken from another choice, or copied prompts of a page  \
+#define LL_SCHED_SHARES_MAX                                                                        \
+    256u                          /* pages taken from another choice, or copied prompts of a page  \
                                    */
 #define LL_SCHED_PUBLISH_MAX 48u  /* pages put into it; the rest follows with the next rows */
 #define LL_SCHED_RELEASE_MAX 512u /* pages given back by sequences that ended */
-#define LL_SCHED_EVICT_MAX   16u  /* idle pages made free ahead of need */
+#define LL_SCHED_EVICT_MAX   64u  /* idle pages made free ahead of need */
+#define LL_SCHED_STARTS_MAX  8u   /* waiting ones started */
 
 /* A prompt's chunk leaves at least so much to the prompts behind it, if they want it. */
 #define LL_SCHED_CHUNK_MIN LL_PAGE_TOKENS
@@ -30,6 +32,7 @@ struct ll_planning {
     uint32_t n_coming;   /* pages that will be available once steps in flight are polled */
     uint32_t n_lookups;  /* left of LL_SCHED_LOOKUPS_MAX */
     uint32_t n_shares;   /* left of LL_SCHED_SHARES_MAX */
+    uint32_t n_evict;    /* left of LL_SCHED_EVICT_MAX */
     uint32_t n_short;    /* running ones without a page for their row: s->short_of_pages[] */
 };
 
