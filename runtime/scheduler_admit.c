@@ -201,7 +201,6 @@ static void set_aside(struct ll_planning *p, struct ll_seq *seq)
 static void look_at_parked(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
-
     uint32_t n = (uint32_t)ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX);
 
     /* A request that ends takes all its choices from the list. */

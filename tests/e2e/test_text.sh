@@ -29,7 +29,7 @@ echo '[{"type": "function", "function": {"name": "calculator_add", "description"
 run 0 "$llring" chat --greedy --tools "$scratch/tools.json" --once "Add 4 and 326."
 says "$out" '"name": "calculator_add"' '"parameters"'
 
-echo "-- complete: a stop string, a seed, samples, logprobs"
+echo "-- complete: a stop string, a seed, choices, logprobs"
 run 0 "$llring" complete --greedy -n 40 "One day, a"
 cp "$out" "$scratch/whole"
 [ -s "$scratch/whole" ] || fail "no text"
@@ -43,11 +43,18 @@ done
 cmp -s "$scratch/seeded1" "$scratch/seeded2" || fail "the same seed gave another text"
 run 0 "$llring" complete --temperature 1.5 --seed 8 -n 30 "One day"
 cmp -s "$scratch/seeded1" "$out" && fail "another seed gave the same text"
-if "$llring" complete --temperature 1 -n 8 --samples 3 --json "One day" >"$out" 2>"$err"; then
-    equal "$(grep -o '"finish_reason"' "$out" | wc -l)" 3 "samples"
-else
-    says "$err" "n: 3, must be 1 .. 1"
-fi
+for i in 1 2; do
+    run 0 "$llring" complete --temperature 1 --seed 3 -n 8 --n 3 --json "One day"
+    equal "$(grep -o '"finish_reason"' "$out" | wc -l)" 3 "choices"
+    grep -o '"text": "[^"]*"' "$out" >"$scratch/choices$i"
+done
+cmp -s "$scratch/choices1" "$scratch/choices2" || fail "the same seed gave other choices"
+equal "$(sort -u "$scratch/choices1" | wc -l)" 3 "choices that differ"
+run 0 "$llring" complete --temperature 1 --seed 3 -n 8 --json "One day"
+equal "$(grep -o '"text": "[^"]*"' "$out")" "$(head -1 "$scratch/choices1")" "the first choice"
+run 0 "$llring" complete --greedy -n 8 --n 3 "One day"
+says "$out" "--- 1" "--- 3"
+equal "$(grep -v '^---' "$out" | sort -u | wc -l)" 1 "greedy choices that differ"
 run 0 "$llring" complete --greedy -n 3 --logprobs 2 --prompt-logprobs "One day"
 says "$out" "logprob" "top:" "prompt:"
 echo -n "One day, a" | "$llring" complete --greedy -n 40 >"$out" 2>"$err"

@@ -267,6 +267,69 @@ def responses():
     is_error(*post("/v1/responses", input="x", n=2), 400, "`n`")
 
 
+def split(chunks, key):
+    """Chunks of a stream by choice: the choices of each index, in order; usage apart."""
+    by_index, usage = {}, None
+    for chunk in chunks:
+        usage = chunk.get("usage") or usage
+        for choice in chunk["choices"]:
+            check(not by_index.get(choice["index"]) or
+                  by_index[choice["index"]][-1]["finish_reason"] is None, "nothing after its end")
+            by_index.setdefault(choice["index"], []).append(choice)
+    check(all(pieces[-1]["finish_reason"] for pieces in by_index.values()), "each choice ends")
+    texts = ["".join((piece["delta"].get("content") or "") if key == "delta" else piece["text"]
+                     for piece in by_index[i]) for i in sorted(by_index)]
+    return texts, usage, by_index
+
+
+def choices():
+    """n choices: whole and streamed alike, index = prompt * n + choice, each with its logprobs."""
+    want = {"temperature": 1.8, "seed": 11, "max_tokens": 12, "ignore_eos": True}
+    text = "Tell me a story about a fox."
+    status, body = chat(text, n=4, logprobs=True, top_logprobs=2, **want)
+    check(status == 200 and [c["index"] for c in body["choices"]] == [0, 1, 2, 3], "chat indices")
+    texts = [c["message"]["content"] for c in body["choices"]]
+    check(len(set(texts)) == 4, f"seeded choices differ: {texts}")
+    check(all(len(c["logprobs"]["content"]) == 12 and
+              all(len(t["top_logprobs"]) == 2 for t in c["logprobs"]["content"])
+              for c in body["choices"]), "logprobs of each choice")
+    check(body["usage"]["completion_tokens"] == 48, "usage counts all choices")
+    one = chat(text, **want)[1]
+    check(one["choices"][0]["message"]["content"] == texts[0], "choice 0 is what n = 1 gives")
+    check(one["usage"]["prompt_tokens"] == body["usage"]["prompt_tokens"], "the prompt counts once")
+    streamed, usage, pieces = split(events("/v1/chat/completions", n=4, messages=[
+        {"role": "user", "content": text}], logprobs=True,
+        stream_options={"include_usage": True}, **want), "delta")
+    check(streamed == texts, "streamed choices are the same")
+    check(usage["completion_tokens"] == 48, "usage of the stream")
+    check(all(pieces[i][0]["delta"].get("role") == "assistant" for i in range(4)), "roles")
+    check(all(sum(len(p["logprobs"]["content"]) for p in pieces[i] if p["logprobs"]) == 12
+              for i in range(4)), "logprobs of each streamed choice")
+
+    prompts = ["Once upon a time", "The opposite of hot is", [5, 6, 7]]
+    status, body = complete(prompts, n=2, best_of=2, logprobs=1, **want)
+    check(status == 200 and [c["index"] for c in body["choices"]] == list(range(6)), "batch")
+    texts = [c["text"] for c in body["choices"]]
+    check(body["usage"]["completion_tokens"] == 72, "usage of a batch")
+    check(all(len(c["logprobs"]["tokens"]) == 12 for c in body["choices"]), "logprobs of a batch")
+    for i, prompt in enumerate(prompts):
+        alone = complete(prompt, n=2, **want)[1]["choices"]
+        check([c["text"] for c in alone] == texts[2 * i:2 * i + 2], "index = prompt * n + choice")
+    streamed, usage, _ = split(events("/v1/completions", prompt=prompts, n=2,
+                                      stream_options={"include_usage": True}, **want), "text")
+    check(streamed == texts and usage["completion_tokens"] == 72, "a batch streamed")
+
+    stop = texts[0][4:7]
+    status, body = complete(prompts[0], n=2, stop=[stop], **want)
+    check(body["choices"][0]["text"] == texts[0][:texts[0].index(stop)] and
+          body["choices"][0]["finish_reason"] == "stop", "a stop string ends its choice")
+    check(body["choices"][1]["text"] == texts[1].split(stop)[0], "and leaves the other")
+    status, body = complete([5, 6, 7, 8], n=2, echo=True, logprobs=0, **want)
+    check(all(len(c["logprobs"]["token_logprobs"]) == 16 for c in body["choices"]) and
+          body["choices"][0]["logprobs"]["token_logprobs"][:4] ==
+          body["choices"][1]["logprobs"]["token_logprobs"][:4], "the prompt's logprobs in each")
+
+
 def errors():
     is_error(*chat(model="other"), 404, "other")
     is_error(*chat(messages=[]), 400, "messages")
@@ -291,6 +354,9 @@ def errors():
           "what constrains nothing is ignored")
     is_error(*complete(suffix="x"), 400, "suffix")
     is_error(*complete(best_of=2), 400, "best_of")
+    is_error(*complete(n=2, best_of=1, temperature=1), 400, "best_of")
+    is_error(*complete(n=2), 400, "must be 1 where temperature is 0")
+    is_error(*complete(n=129, temperature=1), 400, "n")
     is_error(*complete([]), 400)
     is_error(*complete([1, "x"]), 400)
     is_error(*complete([5, 99999]), 400, "no token id")
@@ -343,7 +409,7 @@ def gone():
     check(call("GET", "/health")[0] == 200, "disconnects at any byte do no harm")
 
 
-for part in (endpoints, chats, completions, evaluation, tools, responses, errors, large, gone):
+for part in (endpoints, chats, completions, evaluation, choices, tools, responses, errors, large, gone):
     print("--", part.__name__)
     part()
 sys.exit(1 if failures else 0)

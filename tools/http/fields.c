@@ -286,8 +286,6 @@ static void refuse_constraints(struct reader *r, enum api api)
             r, "response_format",
             "other than {\"type\": \"text\"} is not supported yet: describe the JSON in the prompt "
             "and check it");
-    if (read_int(r, "best_of", 1, 128, 1) != 1)
-        fail(r, "best_of", "other than 1 is not supported: use n and choose yourself");
     const json_t *penalty = get(r, "length_penalty");
     if (penalty != NULL && json_number_value(penalty) != 1.0)
         fail(r, "length_penalty", "belongs to beam search, which is not supported");
@@ -331,7 +329,9 @@ static void read_sampling(struct reader *r, const struct link *link, struct para
     if (out->n > 1 && out->temperature == 0)
         fail(r, "n", "must be 1 where temperature is 0: every choice would be the same");
     if (out->n > info->n_max)
-        fail(r, "n", "is more than this runtime takes");
+        fail(r, "n", "is more than this runtime takes: give it more --max-num-seqs");
+    if (read_int(r, "best_of", 1, 128, out->n) != out->n)
+        fail(r, "best_of", "other than n is not supported: ask for n and choose yourself");
 }
 
 static void read_rest(struct reader *r, struct params *out)
