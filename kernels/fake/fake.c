@@ -594,10 +594,15 @@ static int run_row(struct ll_device *device, struct batch *batch, uint32_t index
                                    "fake: row %u: slot %u attends to %u, where it has no page",
                                    index, row->slot, i * LL_PAGE_TOKENS);
         uint64_t context = read_context(device, row->slot, n_after);
-        if (n_after == slot->n_hist && context != slot->hist_context)
+        if (slot->n_hist != 0 && n_after != slot->n_hist)
+            return fail_sticky(device, NULL, LL_E_INVAL,
+                               "fake: row %u: slot %u samples after %u ids, its history has %u",
+                               index, row->slot, n_after, slot->n_hist);
+        if (slot->n_hist != 0 && context != slot->hist_context)
             return fail_sticky(device, NULL, LL_E_INVAL,
                                "fake: row %u: the pages of slot %u do not hold its history", index,
                                row->slot);
+        slot->n_hist = 0;
         sample_row(device, batch, row, out, context);
     }
     if (row->flags & LL_ROW_PROMPT_LOGPROBS)
