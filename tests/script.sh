@@ -33,11 +33,13 @@ fail() {
     n_failed=$((n_failed + 1))
 }
 
-# run RC command...: runs it with output in $out and $err; it must end with RC.
+# run RC command...: runs it with output in $out and $err; it must end with RC. What hangs is ended
+# after $limit_s seconds, of which a machine with other work to do takes many.
+limit_s=100
 run() {
     local wanted=$1 rc
     shift
-    timeout 100 "$@" >"$out" 2>"$err" </dev/null
+    timeout "$limit_s" "$@" >"$out" 2>"$err" </dev/null
     rc=$?
     [ "$rc" = "$wanted" ] || fail "$* ended with $rc instead of $wanted"
 }

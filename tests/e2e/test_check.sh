@@ -5,6 +5,8 @@
 # shellcheck source=tests/script.sh
 source "$1/tests/script.sh"
 
+# 4 s a run on an idle machine and 90 s on two CPUs with eight other programs.
+limit_s=500
 n=40
 [ -z "$is_slow" ] || n=5
 echo "-- float32: everything equal"
