@@ -71,6 +71,8 @@ static const struct ll_option options[] = {
      "waiting before new ones are answered with \"busy\""},
     {"Load", "max-waiting-tokens", LL_OPTION_U64, AT(max_waiting_tokens), 0, 1e12, NULL, "0",
      "tokens", "of prompts waiting, likewise; 0: no limit"},
+    {"Load", "max-waiting-share", LL_OPTION_U32, AT(max_waiting_share), 1, 100, NULL, "50", "%",
+     "of either that one user may fill while others are attached; 50: as much as stays free"},
     {"Load", "swap-space-bytes", LL_OPTION_BYTES, AT(swap_space_bytes), 0, 1e15, NULL, "0", "bytes",
      "host memory for KV pages of requests that have to give way; 0: they are computed again"},
     {"Load", "enable-prefix-caching", LL_OPTION_BOOL, AT(has_prefix_caching), 0, 0, NULL, "yes",

@@ -62,6 +62,7 @@ struct ll_config {
     float max_itl_ms; /* 0: no limit */
     uint32_t max_waiting;
     uint64_t max_waiting_tokens; /* 0: no limit */
+    uint32_t max_waiting_share;
     bool has_prefix_caching;
     uint64_t swap_space_bytes; /* host memory for pages of preempted requests; 0: none */
     uint32_t max_logprobs;

@@ -101,6 +101,8 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
         engine->intake.n_waiting_max = o->n_waiting_max;
     if (o->tokens_waiting_max != 0)
         engine->intake.tokens_waiting_max = o->tokens_waiting_max;
+    if (o->waiting_share != 0)
+        engine->intake.waiting_share = o->waiting_share;
     rc = ll_scheduler_init(&engine->scheduler, &o->limits, &engine->pool, &engine->kv,
                            &engine->outlet, engine->stats);
     if (rc < 0)

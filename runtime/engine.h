@@ -40,6 +40,7 @@ struct ll_engine_options {
     uint32_t n_sequences;              /* pool: running and waiting together */
     uint32_t n_waiting_max;            /* requests; 0: n_sequences */
     uint64_t tokens_waiting_max;       /* 0: no limit */
+    uint32_t waiting_share;            /* percent, intake.h N5; 0: 50 */
     struct ll_scheduler_limits limits; /* stall_ns 0: 30 s */
     struct ll_gate_limits gate;        /* n_pages_total 0: caps.n_pages */
     struct ll_info_region

@@ -22,6 +22,7 @@ void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct l
     intake->limits = *limits;
     intake->n_waiting_max = pool->n;
     intake->tokens_waiting_max = UINT64_MAX;
+    intake->waiting_share = LL_INTAKE_SHARE;
 }
 
 /* ---- client memory: one atomic load a word, then only the copy -------------------------------*/
@@ -85,14 +86,39 @@ static void say_busy(struct ll_intake *intake, uint64_t now_ns, const char *text
     snprintf(why->text, sizeof(why->text), "%s", text);
 }
 
+/* N5: may a domain that has n_has of the queue get n_more, n_free being free? */
+static bool is_within_share(const struct ll_intake *intake, uint64_t n_has, uint64_t n_more,
+                            uint64_t n_free)
+{
+    uint64_t share = intake->waiting_share;
+
+    return intake->n_domains < 2 || n_has == 0 || share >= 100 ||
+           n_has + n_more <= n_free * share / (100 - share);
+}
+
 /* For a request of n choices. Where nobody waits one is taken whatever its n: else it could never
  * be served. */
-static bool has_room(const struct ll_intake *intake, uint32_t n)
+static bool has_room(const struct ll_intake *intake, const struct ll_domain *domain, uint32_t n)
 {
     const struct ll_seq_list *list = intake->pool->list;
     uint32_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
 
-    return (n_waiting == 0 || n_waiting + n <= intake->n_waiting_max) && list[LL_SEQ_FREE].n >= n;
+    if (list[LL_SEQ_FREE].n < n)
+        return false;
+    return n_waiting == 0 || (n_waiting + n <= intake->n_waiting_max &&
+                              is_within_share(intake, intake->pool->n_waiting[domain->id], n,
+                                              intake->n_waiting_max - n_waiting));
+}
+
+/* The same for the tokens of its prompt. */
+static bool has_token_room(const struct ll_intake *intake, const struct ll_domain *domain,
+                           uint32_t n_tokens)
+{
+    uint64_t n_waiting = intake->outlet->tokens_waiting, n_max = intake->tokens_waiting_max;
+
+    return n_waiting == 0 || n_max == UINT64_MAX ||
+           (n_waiting + n_tokens <= n_max &&
+            is_within_share(intake, domain->tokens_waiting, n_tokens, n_max - n_waiting));
 }
 
 /* A request in INTAKE loses all its choices but the first. */
@@ -154,23 +180,21 @@ static bool look_at_stops(struct ll_intake *intake, struct ll_seq *leader,
 }
 
 /* A sequence for a request of n choices, as far as its fixed part says; NULL: refused, *why. */
-static struct ll_seq *make_sequence(struct ll_intake *intake, const struct ll_gate_limits *limits,
-                                    const struct ll_req *copy, uint32_t n, uint64_t now_ns,
-                                    struct ll_refusal *why)
+static struct ll_seq *make_sequence(struct ll_intake *intake, const struct ll_domain *domain,
+                                    const struct ll_gate_limits *limits, const struct ll_req *copy,
+                                    uint32_t n, uint64_t now_ns, struct ll_refusal *why)
 {
     if (intake->is_draining) {
         *why = (struct ll_refusal){LL_E_DRAINING, 0, "the runtime is stopping"};
         return NULL;
     }
-    if (!has_room(intake, n)) {
+    if (!has_room(intake, domain, n)) {
         say_busy(intake, now_ns, "requests waiting: too many", why);
         return NULL;
     }
-    struct ll_seq *seq = ll_seq_take(intake->pool);
+    struct ll_seq *seq = ll_seq_take(intake->pool, domain->id);
     int rc = ll_gate_request(limits, copy, seq, why);
-    uint64_t n_waiting = intake->outlet->tokens_waiting;
-    /* An idle runtime takes one request whatever its length: else it could never be served. */
-    if (rc == 0 && (n_waiting == 0 || n_waiting + seq->n_prompt <= intake->tokens_waiting_max))
+    if (rc == 0 && has_token_room(intake, domain, seq->n_prompt))
         return seq;
     if (rc == 0)
         say_busy(intake, now_ns, "tokens waiting: too many", why);
@@ -203,7 +227,7 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
     }
     shadow->gen = gen;
     ll_stat_add(&intake->stats->requests_submitted, 1);
-    struct ll_seq *seq = make_sequence(intake, &limits, &copy, n, now_ns, &why);
+    struct ll_seq *seq = make_sequence(intake, client->domain, &limits, &copy, n, now_ns, &why);
     if (seq == NULL) {
         ll_outlet_unreserve_choices(client, n);
         ll_outlet_refuse(intake->outlet, client, index, gen, now_ns, &why);
@@ -220,7 +244,7 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
     *shadow = (struct ll_shadow){gen, LL_SHADOW_COPYING, seq->index};
     client->n_open++;
     client->n_seqs += n;
-    intake->outlet->tokens_waiting += seq->n_prompt;
+    ll_outlet_count_waiting(intake->outlet, seq, true);
     intake->n_choices_left -= n > 1 ? n : 0;
     ll_seq_fork(intake->pool, seq, n);
     return true;
@@ -448,7 +472,7 @@ static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_
         client->shadow[seq->slot].phase = LL_SHADOW_IDLE;
         client->n_open--;
         client->n_seqs--;
-        intake->outlet->tokens_waiting -= seq->n_prompt;
+        ll_outlet_count_waiting(intake->outlet, seq, false);
         ll_outlet_refuse(intake->outlet, client, seq->slot, seq->gen, now_ns, &why);
         ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
         return true;
@@ -616,4 +640,8 @@ void ll_intake_check(const struct ll_intake *intake)
     for (uint32_t i = 0; i < intake->n_domains; i++)
         n_polled += intake->domain[i]->n_polled;
     LL_ASSERT(n_polled == n_clients);
+    uint64_t n_tokens = 0;
+    for (uint32_t i = 0; i < intake->n_domains; i++)
+        n_tokens += intake->domain[i]->tokens_waiting;
+    LL_ASSERT(n_tokens == intake->outlet->tokens_waiting);
 }

@@ -10,7 +10,10 @@
  * and stop_choice are looked at, each once N2  a generation is taken at most once: shadow.gen moves
  * forward by one, and only with a reservation for its terminal event N3  work a turn is bounded,
  * whatever clients do: 32 words a bell, 64 KiB copied, 2,048 slots scanned, 256 choices made N4  a
- * client that sends 1,000 malformed words or slots in a second is fenced */
+ * client that sends 1,000 malformed words or slots in a second is fenced N5  a domain alone may
+ * fill the queue, in requests and in tokens. Among others it may have as much of it as is free: one
+ * that asks without end gets half, two a third each, and there is always room for who has nothing
+ * waiting (other shares than 50 %: likewise) */
 #ifndef RUNTIME_INTAKE_H
 #define RUNTIME_INTAKE_H
 
@@ -26,6 +29,7 @@
 #define LL_INTAKE_CHOICES_TURN  256u /* sequences made for requests of several choices */
 #define LL_INTAKE_SWEEP_NS      10000000ull
 #define LL_INTAKE_SWEEP_FAST_NS 1000000ull /* domains whose bell is not believed */
+#define LL_INTAKE_SHARE         50u        /* percent; N5 */
 #define LL_INTAKE_MALFORMED_MAX 1000u      /* a second */
 
 struct ll_intake {
@@ -40,6 +44,7 @@ struct ll_intake {
     struct ll_gate_limits limits;
     uint32_t n_waiting_max; /* sequences: a request counts for each of its choices */
     uint64_t tokens_waiting_max;
+    uint32_t waiting_share;               /* percent, 1 .. 100; N5 */
     uint64_t typical_ms, next_typical_ns; /* how long a request takes, for BUSY */
     bool is_draining;
 

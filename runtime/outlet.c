@@ -102,6 +102,15 @@ void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int
 
 /* ---- phases ----------------------------------------------------------------------------------*/
 
+void ll_outlet_count_waiting(struct ll_outlet *outlet, const struct ll_seq *leader, bool begins)
+{
+    struct ll_domain *domain = outlet->client[leader->client]->domain;
+    uint64_t n_tokens = begins ? leader->n_prompt : -(uint64_t)leader->n_prompt;
+
+    outlet->tokens_waiting += n_tokens;
+    domain->tokens_waiting += n_tokens;
+}
+
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
                      uint64_t now_ns)
 {
@@ -117,7 +126,7 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
         seq->t_run_ns = now_ns;
         if (!leader->has_run) {
             leader->has_run = true;
-            outlet->tokens_waiting -= seq->n_prompt;
+            ll_outlet_count_waiting(outlet, leader, false);
             ll_hist_add(&outlet->stats->queue_ns, now_ns - seq->t_seen_ns);
         }
     }
@@ -321,7 +330,7 @@ static void tell_request(struct ll_outlet *outlet, struct ll_seq *leader, uint64
     ll_outlet_unstarve(outlet, leader);
     LL_ASSERT(shadow->sequence == leader->index && shadow->phase != LL_SHADOW_IDLE);
     if (!leader->has_run)
-        outlet->tokens_waiting -= leader->n_prompt;
+        ll_outlet_count_waiting(outlet, leader, false);
     shadow->phase = LL_SHADOW_IDLE;
     client->n_open--;
     LL_ASSERT(client->credits_reserved > 0);

@@ -43,6 +43,9 @@ void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client);
 /* The most choices that a request of this client can have: a terminal event and one each fit its
  * ring beside the terminal events of its other slots and a row. >= 1. */
 uint32_t ll_outlet_choices_max(const struct ll_attachment *client);
+/* A request begins to wait, or does not any more: it ran, or has ended. seq leads it. */
+void ll_outlet_count_waiting(struct ll_outlet *outlet, const struct ll_seq *leader, bool begins);
+
 /* Can one more request of n choices be promised a terminal event, and where n > 1 one a choice?
  * Reserves them. Of more than one choice only if the other slots' can be promised too, and a row.
  */

@@ -9,11 +9,19 @@
 
 #include <string.h>
 
-static void count_priority(struct ll_seq_pool *pool, const struct ll_seq *seq, bool comes)
+static bool is_queued(const struct ll_seq *seq)
+{
+    return seq->state == LL_SEQ_INTAKE || seq->state == LL_SEQ_WAITING;
+}
+
+/* Who comes into its state, or goes. */
+static void count(struct ll_seq_pool *pool, const struct ll_seq *seq, bool comes)
 {
     uint32_t place = (uint32_t)(seq->priority + 128);
     uint64_t bit = 1ull << place % 64;
 
+    if (is_queued(seq))
+        pool->n_waiting[seq->domain_id] += comes ? 1 : UINT32_MAX;
     if (seq->state != LL_SEQ_RUNNING)
         return;
     pool->n_at_priority[place] += comes ? 1 : UINT32_MAX;
@@ -36,7 +44,7 @@ static void unlink_seq(struct ll_seq_pool *pool, struct ll_seq *seq)
     else
         list->last = seq->prev;
     list->n--;
-    count_priority(pool, seq, false);
+    count(pool, seq, false);
 }
 
 static void link_last(struct ll_seq_pool *pool, struct ll_seq *seq)
@@ -51,7 +59,7 @@ static void link_last(struct ll_seq_pool *pool, struct ll_seq *seq)
         list->first = seq->index;
     list->last = seq->index;
     list->n++;
-    count_priority(pool, seq, true);
+    count(pool, seq, true);
 }
 
 static void link_first(struct ll_seq_pool *pool, struct ll_seq *seq)
@@ -66,7 +74,7 @@ static void link_first(struct ll_seq_pool *pool, struct ll_seq *seq)
         list->last = seq->index;
     list->first = seq->index;
     list->n++;
-    count_priority(pool, seq, true);
+    count(pool, seq, true);
 }
 
 int ll_seq_pool_init(struct ll_seq_pool *pool, uint32_t n, uint32_t context_max)
@@ -132,8 +140,9 @@ void ll_seq_pool_free(struct ll_seq_pool *pool)
     *pool = (struct ll_seq_pool){0};
 }
 
-struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
+struct ll_seq *ll_seq_take(struct ll_seq_pool *pool, uint32_t domain_id)
 {
+    LL_ASSERT(domain_id < LL_ATTACHMENTS_MAX);
     /* The one freed last: its arrays are the likeliest to be in a cache. */
     uint32_t index = pool->list[LL_SEQ_FREE].last;
 
@@ -144,6 +153,7 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
     *seq = (struct ll_seq){
         .index = index,
         .state = LL_SEQ_INTAKE,
+        .domain_id = domain_id,
         .token = seq->token,
         .page = seq->page,
         .page_epoch = seq->page_epoch,
@@ -166,7 +176,7 @@ struct ll_seq *ll_seq_take(struct ll_seq_pool *pool)
 /* Everything about it but what is its own and what is the request's. */
 static struct ll_seq *make_member(struct ll_seq_pool *pool, const struct ll_seq *leader, uint32_t c)
 {
-    struct ll_seq *seq = ll_seq_take(pool), own;
+    struct ll_seq *seq = ll_seq_take(pool, leader->domain_id), own;
 
     LL_ASSERT(seq != NULL);
     own = *seq;
@@ -396,6 +406,10 @@ void ll_seq_check(const struct ll_seq_pool *pool)
         n_total += n;
     }
     LL_ASSERT(n_total == pool->n);
+    uint32_t n_waiting[LL_ATTACHMENTS_MAX] = {0};
+    for (uint32_t i = 0; i < pool->n; i++)
+        n_waiting[pool->seq[i].domain_id] += is_queued(&pool->seq[i]);
+    LL_ASSERT(memcmp(n_waiting, pool->n_waiting, sizeof(n_waiting)) == 0);
     uint32_t n_at[LL_COUNT(pool->n_at_priority)] = {0};
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next)
         n_at[pool->seq[i].priority + 128]++;

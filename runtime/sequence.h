@@ -112,6 +112,7 @@ struct ll_seq {
     uint32_t tenant, adapter, adapter_generation;
     uint64_t salt[2];
     uint64_t domain;      /* who its client is, for the prefix cache: ll_domain.cache_key */
+    uint32_t domain_id;   /* and for the queue: ll_domain.id */
     uint64_t deadline_ns; /* 0: none */
     uint64_t tenant_key;  /* whose account (queue.h): client, incarnation and tenant */
     uint64_t seed;
@@ -197,6 +198,7 @@ struct ll_seq_pool {
     struct ll_seq_list marked;                  /* by mark_prev, mark_next */
     uint32_t n_at_priority[256];                /* RUNNING, by priority + 128 */
     uint64_t priorities[4];                     /* bit set: there are such */
+    uint32_t n_waiting[LL_ATTACHMENTS_MAX];     /* INTAKE and WAITING, by domain_id */
     void *memory;                               /* token, page and bias arrays: one mapping */
     size_t memory_bytes;
 };
@@ -229,8 +231,8 @@ static inline struct ll_seq *ll_seq_member(const struct ll_seq_pool *pool,
     return index == LL_NONE ? NULL : &pool->seq[index];
 }
 
-/* A FREE sequence, cleared and moved to INTAKE; NULL: all in use. */
-struct ll_seq *ll_seq_take(struct ll_seq_pool *pool);
+/* A FREE sequence, cleared and moved to INTAKE for a client of this domain; NULL: all in use. */
+struct ll_seq *ll_seq_take(struct ll_seq_pool *pool, uint32_t domain_id);
 /* Makes a sequence of INTAKE the leader of n choices; as many less one are FREE. The others, in
  * INTAKE too, are copies but for the prompt; only the first gives the prompt's logprobs. */
 void ll_seq_fork(struct ll_seq_pool *pool, struct ll_seq *leader, uint32_t n);

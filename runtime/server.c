@@ -291,6 +291,7 @@ static int make_engine(struct server *server)
         .n_sequences = n_sequences(server),
         .n_waiting_max = config->max_waiting,
         .tokens_waiting_max = config->max_waiting_tokens,
+        .waiting_share = config->max_waiting_share,
         .limits = {.n_rows_max = setup->options.n_rows_max,
                    .n_tokens_max = setup->options.n_tokens_max,
                    .n_slots = setup->options.n_slots,

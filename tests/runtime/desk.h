@@ -98,6 +98,7 @@ static DESK_UNUSED void desk_open(struct desk *d, uint32_t n_sequences, bool is_
         assert_true(ll_bell_bytes(8) <= sizeof(d->bell_memory[i]));
         ll_bell_init(&d->bell[i], d->bell_memory[i], 8, 0);
         ll_bell_reader_init(&d->domain[i].bell, &d->bell[i]);
+        d->domain[i].id = i;
     }
     for (uint32_t i = 0; i < DESK_CLIENTS; i++)
         desk_attach(d, i, 10, 32);

@@ -181,9 +181,67 @@ static void a_full_queue_answers_busy_with_a_time(void **state)
     clear();
 }
 
+/* Takes what is there; how many of a client's slots [from, to) were told that it is too much. */
+static uint32_t count_busy(uint32_t client, uint32_t from, uint32_t to, uint32_t n_prompt)
+{
+    uint32_t n_busy = 0;
+
+    for (uint32_t slot = from; slot < to; slot++)
+        desk_submit(&desk, client, slot, n_prompt);
+    desk_turn(&desk);
+    while (desk_has_event(&desk, client)) {
+        struct ll_event event = desk_read(&desk, client);
+        assert_int_equal(event.u.error.code, LL_E_BUSY);
+        assert_true(event.u.error.retry_ms >= 100);
+        n_busy++;
+    }
+    return n_busy;
+}
+
+static void a_domain_leaves_room_for_others(void **state)
+{
+    (void)state;
+    desk_open(&desk, 16, true);
+    desk.intake.n_waiting_max = 12;
+    assert_int_equal(desk.intake.n_domains, DESK_CLIENTS);
+    assert_int_equal(count_busy(0, 0, 12, 10), 6); /* half */
+    assert_int_equal(count_busy(1, 0, 12, 10), 9); /* half of what was left */
+    assert_int_equal(count_busy(1, 3, 6, 10), 3);
+    assert_int_equal(count_busy(2, 0, 1, 10), 0); /* and there is room */
+    assert_int_equal(count_busy(2, 1, 4, 10), 2);
+    assert_int_equal(count_busy(0, 6, 8, 10), 2); /* not for who has more than is free */
+    clear();
+
+    desk_open(&desk, 16, true); /* tokens */
+    desk.intake.tokens_waiting_max = 1000;
+    assert_int_equal(count_busy(0, 0, 9, 100), 4);
+    assert_int_equal(count_busy(1, 0, 1, 500), 0); /* has nothing waiting */
+    assert_int_equal(count_busy(1, 1, 2, 1), 1);
+    clear();
+
+    desk_open(&desk, 16, true); /* another share: 80 % of 10 */
+    desk.intake.n_waiting_max = 10;
+    desk.intake.waiting_share = 80;
+    assert_int_equal(count_busy(0, 0, 10, 10), 2);
+    desk.intake.waiting_share = 100;
+    assert_int_equal(count_busy(0, 8, 12, 10), 2);
+    clear();
+
+    desk_open(&desk, 16, false); /* one domain has it all */
+    desk.intake.n_waiting_max = 12;
+    assert_int_equal(count_busy(0, 0, 14, 10), 2);
+    clear();
+}
+
 static void a_drain_refuses_new_requests(void **state)
 {
     (void)state;
+    desk_open(&desk, 8, false); /* also those of who has nothing open */
+    desk.intake.is_draining = true;
+    desk_submit(&desk, 0, 0, 10);
+    desk_turn(&desk);
+    desk_expect_error(&desk, 0, 0, LL_E_DRAINING, NULL);
+    clear();
     desk_open(&desk, 8, false);
     desk_submit(&desk, 0, 0, 10);
     desk_turn(&desk);
@@ -350,10 +408,13 @@ static void stale_doubled_and_foreign_words_change_nothing(void **state)
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 77, 1)));  /* stale */
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 500, 1, 1))); /* nobody */
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 1, 1000)));
+    assert_true(
+        ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 1, desk.client[0].a.n_slots)));
     assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(3, 0, 1, 1))); /* no such op */
     desk_turn(&desk);
     assert_int_equal(DESK_STAT(&desk, requests_submitted), 1);
-    assert_int_equal(DESK_STAT(&desk, doorbells_bad), 5);
+    assert_int_equal(DESK_STAT(&desk, doorbells_bad), 6);
+    assert_int_equal(desk.client[0].a.n_malformed, 3); /* no such slot twice, no such op */
     assert_int_equal(desk.pool.list[LL_SEQ_WAITING].n, 1);
     clear();
 
@@ -599,6 +660,7 @@ int main(void)
         cmocka_unit_test(a_turn_takes_32_words),
         cmocka_unit_test(what_the_gate_refuses_is_told_and_forgotten),
         cmocka_unit_test(a_full_queue_answers_busy_with_a_time),
+        cmocka_unit_test(a_domain_leaves_room_for_others),
         cmocka_unit_test(a_drain_refuses_new_requests),
         cmocka_unit_test(cancel_and_stop_set_marks),
         cmocka_unit_test(a_cancel_while_the_prompt_is_copied_ends_it),

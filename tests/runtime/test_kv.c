@@ -42,7 +42,7 @@ static void pages_are_counted_in_64_tokens(void **state)
 static void growing_takes_only_what_is_missing(void **state)
 {
     struct fixture *f = *state;
-    struct ll_seq *seq = ll_seq_take(&f->pool);
+    struct ll_seq *seq = ll_seq_take(&f->pool, 0);
 
     assert_true(ll_kv_grow(&f->kv, seq, 100));
     assert_int_equal(seq->n_pages, 2);
@@ -62,7 +62,7 @@ static void growing_takes_only_what_is_missing(void **state)
 static void a_pool_too_small_gives_nothing_rather_than_some(void **state)
 {
     struct fixture *f = *state;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     assert_true(ll_kv_grow(&f->kv, a, 64 * 15));
     assert_false(ll_kv_grow(&f->kv, b, 64 * 6));
@@ -82,7 +82,7 @@ static void random_growth_keeps_every_page_with_one_owner(void **state)
     uint64_t random = ll_test_seed();
 
     for (uint32_t i = 0; i < N_SEQS; i++)
-        seq[i] = ll_seq_take(&f->pool);
+        seq[i] = ll_seq_take(&f->pool, 0);
     for (int round = 0; round < 20000; round++) {
         uint64_t r = ll_splitmix64(&random);
         struct ll_seq *s = seq[r % N_SEQS];
@@ -101,7 +101,7 @@ static void random_growth_keeps_every_page_with_one_owner(void **state)
 static void a_shared_page_is_free_only_when_nobody_holds_it(void **state)
 {
     struct fixture *f = *state;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 128);
     ll_kv_share(&f->kv, a, 0);
@@ -121,7 +121,7 @@ static void a_shared_page_is_free_only_when_nobody_holds_it(void **state)
 static void a_published_page_is_idle_until_it_is_wanted(void **state)
 {
     struct fixture *f = *state;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 200);
     for (uint32_t i = 0; i < 3; i++)
@@ -154,7 +154,7 @@ static void no_fault(void *on)
 static void free_foreign_page(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 64);
     ll_kv_grow(&f->kv, b, 64);
@@ -165,7 +165,7 @@ static void free_foreign_page(void *on)
 static void lose_page(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 128);
     a->n_pages = 1;
@@ -175,7 +175,7 @@ static void lose_page(void *on)
 static void double_page(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 128);
     a->page[1] = a->page[0];
@@ -185,7 +185,7 @@ static void double_page(void *on)
 static void write_in_secret(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 64);
     ll_kv_share(&f->kv, a, 0);
@@ -197,7 +197,7 @@ static void write_in_secret(void *on)
 static void hold_a_page_of_old(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool), *b = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0), *b = ll_seq_take(&f->pool, 0);
 
     ll_kv_grow(&f->kv, a, 64);
     b->page[0] = a->page[0];
@@ -212,7 +212,7 @@ static void hold_a_page_of_old(void *on)
 static void attach_a_free_page(void *on)
 {
     struct fixture *f = on;
-    struct ll_seq *a = ll_seq_take(&f->pool);
+    struct ll_seq *a = ll_seq_take(&f->pool, 0);
 
     ll_kv_attach(&f->kv, a, 0);
 }

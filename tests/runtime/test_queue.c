@@ -28,7 +28,7 @@ static int teardown(void **state)
 
 static struct ll_seq *arrive(uint64_t tenant, int8_t priority, uint64_t deadline_ns)
 {
-    struct ll_seq *seq = ll_seq_take(&pool);
+    struct ll_seq *seq = ll_seq_take(&pool, 0);
 
     seq->tenant_key = tenant;
     seq->priority = priority;

@@ -74,7 +74,7 @@ static int teardown(void **state)
 /* A sequence as intake leaves it. */
 static struct ll_seq *arrive(uint32_t n_prompt, uint32_t max_tokens)
 {
-    struct ll_seq *seq = ll_seq_take(&f.pool);
+    struct ll_seq *seq = ll_seq_take(&f.pool, 0);
     struct ll_shadow *shadow = &f.client.a.shadow[seq->index];
 
     assert_true(ll_outlet_reserve(&f.outlet, &f.client.a, 1));

@@ -24,7 +24,7 @@ static int teardown(void **state)
 /* A sequence as intake leaves it. */
 static struct ll_seq *waiting(struct ll_seq_pool *pool)
 {
-    struct ll_seq *seq = ll_seq_take(pool);
+    struct ll_seq *seq = ll_seq_take(pool, 0);
 
     seq->n_prompt = seq->n_tokens = seq->n_copied = 10;
     seq->max_tokens = 5;
@@ -38,7 +38,7 @@ static void each_has_its_own_arrays_of_full_length(void **state)
     struct ll_seq *seq[N_SEQS];
 
     for (uint32_t i = 0; i < N_SEQS; i++) {
-        seq[i] = ll_seq_take(pool);
+        seq[i] = ll_seq_take(pool, 0);
         assert_non_null(seq[i]);
         for (uint32_t k = 0; k < CONTEXT; k++)
             seq[i]->token[k] = i;
@@ -55,20 +55,20 @@ static void each_has_its_own_arrays_of_full_length(void **state)
         for (uint32_t k = 0; k < LL_BIAS_MAX; k++)
             assert_int_equal(seq[i]->bias[k].id, i);
     }
-    assert_null(ll_seq_take(pool));
+    assert_null(ll_seq_take(pool, 0));
     ll_seq_check(pool);
 }
 
 static void a_sequence_taken_again_is_clean(void **state)
 {
     struct ll_seq_pool *pool = *state;
-    struct ll_seq *seq = ll_seq_take(pool);
+    struct ll_seq *seq = ll_seq_take(pool, 0);
 
     seq->is_cancelled = true;
     seq->n_scored = 7;
     seq->seed = 9;
     ll_seq_move(pool, seq, LL_SEQ_FREE);
-    assert_ptr_equal(ll_seq_take(pool), seq); /* the warm one comes first */
+    assert_ptr_equal(ll_seq_take(pool, 0), seq); /* the warm one comes first */
     assert_int_equal(seq->state, LL_SEQ_INTAKE);
     assert_false(seq->is_cancelled);
     assert_int_equal(seq->n_scored, 0);
