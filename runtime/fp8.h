@@ -13,7 +13,8 @@
 
 /* n_rows rows of n_cols numbers of dtype BF16, F16 or F32, one after the other. out: as many e4m3,
  * scale: [n_rows] bf16. Gives the number of a row that holds a NaN or an infinity, n_rows when
- * none does; what comes behind such a row is not written. */
+ * none does; what comes behind such a row is not written. out may be the same memory as in: no
+ * number is written before it, and what lies up to it, is read. */
 uint32_t ll_fp8_quantize(uint8_t *out, uint16_t *scale, const void *in, enum ll_dtype dtype,
                          uint32_t n_rows, uint32_t n_cols);
 

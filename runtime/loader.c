@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One thread reads ahead of the backend: while it takes the pieces of one staging buffer, the next
- * is filled.
+/* One thread keeps reads in flight and hands what has come to the backend.
  *
- *   L1  the plan is sorted by file and offset, so each file is read once, front to back; bytes that
- *       several ranks want are read once and fed to each
- *   L2  a staging buffer is filled again only when the ticket of every piece fed from it is done
+ *   L1  a buffer is FREE, READING a chunk, or COPYING: its pieces are fed and it is filled again
+ *       only when the ticket of each of them is done
+ *   L2  chunks are started in the plan's order and come in any
  *   L3  a file must be what ll_checkpoint_open() saw, before its first read and after its last:
  *       same size, same modification time
- * No mapping: a file cut off while it is read is a short read here, not a SIGBUS. */
+ *   L4  it waits for a completion, or sleeps between questions for a ticket: it never spins
+ * No mapping of files: one cut off while it is read is a short read here, not a SIGBUS. */
 #include "runtime/loader.h"
 
 #include "base/assert.h"
@@ -16,29 +16,27 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "ll/client.h"
+#include "runtime/fp8.h"
 #include "runtime/jsonfile.h"
+#include "runtime/loader_plan.h"
 
-#include <fcntl.h>
+#include <numaif.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <sys/mman.h>
 
-#define STAGING_BYTES   ((size_t)8 << 20)
-#define STAGING_BUFFERS 3u    /* one being read, one being taken, one waiting */
-#define TICKETS_MAX     1024u /* pieces of one buffer in flight; more wait for those before */
-#define SPANS_MAX       1024u /* of one tensor, over all ranks */
-#define FED_STALL_NS    (60 * LL_NS_PER_S)
+#define BUFFER_BYTES ((size_t)8 << 20)
+#define BUFFERS_MAX  16u   /* 128 MiB: a millisecond of 128 GB/s, and what copies wait for */
+#define TICKETS_MAX  1024u /* pieces of one buffer in flight; more wait for those before */
+#define FED_STALL_NS (60 * LL_NS_PER_S)
+#define FED_SLEEP_NS 20000
 
-struct piece { /* bytes of a file that go to one rank */
-    const struct ll_checkpoint_tensor *tensor;
-    uint32_t rank;
-    uint64_t begin, end;    /* in the file */
-    uint64_t tensor_offset; /* of begin in the tensor */
-};
+enum buffer_state { BUFFER_FREE, BUFFER_READING, BUFFER_COPYING };
 
-struct staging {
-    char *bytes;
+struct buffer {
+    struct ll_read read;
+    enum buffer_state state;
+    const struct ll_load_chunk *chunk;
     uint64_t ticket[TICKETS_MAX];
     uint32_t n_tickets;
 };
@@ -48,14 +46,16 @@ struct load {
     struct ll_device *device;
     uint32_t weights;
     const struct ll_checkpoint *checkpoint;
-    struct piece *piece; /* sorted by file, begin */
-    uint32_t n_pieces, capacity;
-    struct staging staging[STAGING_BUFFERS];
-    char *staging_memory;
-    ll_load_callback *callback;
-    void *context;
+    struct ll_load_options options;
+    struct ll_load_plan plan;
+    struct ll_reader *reader;
+    struct buffer *buffer;
+    uint32_t n_buffers;
+    void *staging;
+    size_t staging_bytes;
+    uint32_t n_started, n_reading, n_copying; /* chunks */
     struct ll_load_progress progress;
-    uint64_t start_ns;
+    uint64_t start_ns, fed_ns;
 };
 
 /* The backend's own words, under the code it gave. */
@@ -66,274 +66,290 @@ static int backend_error(const struct load *load, int rc, const char *what, cons
                   tensor[0] != '\0' ? " " : "", tensor, error->s);
 }
 
-/* ---- the plan ---------------------------------------------------------------------------------*/
-
-static int add_piece(struct load *load, const struct ll_checkpoint_tensor *tensor,
-                     const struct ll_span *span)
-{
-    if (!ll_span_fits(span->offset, span->size_bytes, tensor->tensor.size_bytes))
-        return LL_ERR(LL_E_BACKEND, "%s backend: wants bytes outside tensor %s",
-                      load->backend->name, tensor->name);
-    if (span->size_bytes == 0)
-        return 0;
-    if (load->n_pieces == load->capacity) {
-        uint32_t wanted = load->capacity == 0 ? 1024 : load->capacity * 2;
-        struct piece *grown = realloc(load->piece, wanted * sizeof(*grown));
-        if (grown == NULL)
-            return LL_ERR(-ENOMEM, "no memory for a plan of %u pieces", wanted);
-        load->piece = grown;
-        load->capacity = wanted;
-    }
-    load->piece[load->n_pieces++] =
-        (struct piece){.tensor = tensor,
-                       .rank = span->rank,
-                       .begin = tensor->offset + span->offset,
-                       .end = tensor->offset + span->offset + span->size_bytes,
-                       .tensor_offset = span->offset};
-    return 0;
-}
-
-static int compare_pieces(const void *a, const void *b)
-{
-    const struct piece *x = a, *y = b;
-
-    if (x->tensor->file != y->tensor->file)
-        return x->tensor->file < y->tensor->file ? -1 : 1;
-    if (x->begin != y->begin)
-        return x->begin < y->begin ? -1 : 1;
-    return x->rank < y->rank ? -1 : x->rank > y->rank;
-}
-
-static int make_plan(struct load *load)
-{
-    struct ll_span *spans = calloc(SPANS_MAX, sizeof(*spans));
-    int rc = 0;
-
-    if (spans == NULL)
-        return LL_ERR(-ENOMEM, "no memory for the plan");
-    for (uint32_t i = 0; i < load->checkpoint->n_tensors && rc == 0; i++) {
-        const struct ll_checkpoint_tensor *tensor = &load->checkpoint->tensor[i];
-        struct ll_text error = {""};
-        int n = load->backend->want(load->device, &tensor->tensor, spans, SPANS_MAX, &error);
-        if (n < 0)
-            rc = backend_error(load, n, "cannot use tensor", tensor->name, &error);
-        for (int k = 0; k < n && rc == 0; k++)
-            rc = add_piece(load, tensor, &spans[k]);
-    }
-    free(spans);
-    if (rc < 0)
-        return rc;
-    if (load->n_pieces > 0)
-        qsort(load->piece, load->n_pieces, sizeof(*load->piece), compare_pieces);
-
-    const struct piece *before = NULL;
-    uint64_t covered = 0;
-    for (uint32_t i = 0; i < load->n_pieces; i++) {
-        const struct piece *piece = &load->piece[i];
-        if (before == NULL || before->tensor->file != piece->tensor->file)
-            covered = 0;
-        uint64_t begin = ll_max_u64(covered, piece->begin);
-        if (piece->end > begin)
-            load->progress.bytes_total += piece->end - begin;
-        covered = ll_max_u64(covered, piece->end);
-        before = piece;
-    }
-    return 0;
-}
-
 /* ---- staging ----------------------------------------------------------------------------------*/
+
+static void *map_staging(size_t size_bytes, int numa_node)
+{
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS, protection = PROT_READ | PROT_WRITE;
+    void *base = mmap(NULL, size_bytes, protection, flags | MAP_HUGETLB, -1, 0);
+
+    if (base == MAP_FAILED) { /* none set aside, the usual case: the kernel may still give some */
+        base = mmap(NULL, size_bytes, protection, flags, -1, 0);
+        if (base == MAP_FAILED)
+            return NULL;
+        madvise(base, size_bytes, MADV_HUGEPAGE);
+    }
+    if (numa_node >= 0 && numa_node < 64) {
+        unsigned long mask = 1ul << numa_node;
+        mbind(base, size_bytes, MPOL_PREFERRED, &mask, 8 * sizeof(mask) + 1, 0); /* a wish */
+    }
+    return base;
+}
 
 static int make_staging(struct load *load)
 {
     struct ll_text error = {""};
 
-    /* 4 KiB aligned, which is all that direct reads and page pinning ask for. */
-    if (posix_memalign((void **)&load->staging_memory, 4096, STAGING_BUFFERS * STAGING_BYTES) != 0)
-        return LL_ERR(-ENOMEM, "no memory for %u staging buffers of %zu bytes", STAGING_BUFFERS,
-                      STAGING_BYTES);
-    for (uint32_t i = 0; i < STAGING_BUFFERS; i++)
-        load->staging[i].bytes = load->staging_memory + i * STAGING_BYTES;
+    load->n_buffers =
+        (uint32_t)ll_min_u64(BUFFERS_MAX, ll_div_ceil(load->plan.bytes_total, BUFFER_BYTES) + 1);
+    load->staging_bytes = load->n_buffers * BUFFER_BYTES;
+    load->staging = map_staging(load->staging_bytes, load->options.numa_node);
+    load->buffer = calloc(load->n_buffers, sizeof(*load->buffer));
+    if (load->staging == NULL || load->buffer == NULL)
+        return LL_ERR(-ENOMEM, "no memory for %u staging buffers of %zu bytes", load->n_buffers,
+                      BUFFER_BYTES);
+    for (uint32_t i = 0; i < load->n_buffers; i++)
+        load->buffer[i].read.buffer = (char *)load->staging + i * BUFFER_BYTES;
     if (load->backend->pin != NULL &&
-        load->backend->pin(load->device, load->staging_memory, STAGING_BUFFERS * STAGING_BYTES,
-                           &error) < 0)
+        load->backend->pin(load->device, load->staging, load->staging_bytes, &error) < 0)
         ll_warn("weights load more slowly: the %s backend could not pin the staging buffers: %s",
                 load->backend->name, error.s);
     return 0;
 }
 
-/* L2: waits until the backend is done with every piece of the buffer. */
-static int drain_staging(struct load *load, struct staging *staging)
+/* L1: asks for the buffer's tickets, the last one first; 1 when none are left. */
+static int ask_tickets(struct load *load, struct buffer *buffer)
 {
-    uint64_t stall_ns = ll_now_ns() + FED_STALL_NS;
-
-    while (staging->n_tickets > 0) {
+    while (buffer->n_tickets > 0) {
         struct ll_text error = {""};
-        int rc = load->backend->fed(load->device, staging->ticket[staging->n_tickets - 1], &error);
+        int rc = load->backend->fed(load->device, buffer->ticket[buffer->n_tickets - 1], &error);
         if (rc < 0)
             return backend_error(load, rc, "taking weights failed", "", &error);
-        if (rc > 0) {
-            staging->n_tickets--;
-            stall_ns = ll_now_ns() + FED_STALL_NS;
-            continue;
-        }
-        if (ll_now_ns() > stall_ns)
-            return LL_ERR(LL_E_BACKEND, "%s backend: took no weights for 60 s",
-                          load->backend->name);
-        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+        if (rc == 0)
+            return 0;
+        buffer->n_tickets--;
+        load->fed_ns = ll_now_ns();
     }
+    return 1;
+}
+
+static int sleep_for_tickets(struct load *load)
+{
+    if (ll_now_ns() > load->fed_ns + FED_STALL_NS)
+        return LL_ERR(LL_E_BACKEND, "%s backend: took no weights for 60 s", load->backend->name);
+    nanosleep(&(struct timespec){.tv_nsec = FED_SLEEP_NS}, NULL); /* L4 */
     return 0;
 }
 
-static int feed_piece(struct load *load, struct staging *staging, const struct piece *piece,
-                      uint64_t begin, uint64_t end, uint64_t chunk_begin)
+/* Waits until the backend is done with the buffer. */
+static int drain_buffer(struct load *load, struct buffer *buffer)
 {
-    struct ll_text error = {""};
-    uint64_t ticket = 0;
+    int rc;
 
-    if (staging->n_tickets == TICKETS_MAX) {
-        int rc = drain_staging(load, staging);
+    load->fed_ns = ll_now_ns();
+    while ((rc = ask_tickets(load, buffer)) == 0) {
+        rc = sleep_for_tickets(load);
         if (rc < 0)
             return rc;
     }
-    int rc =
-        load->backend->feed(load->device, load->weights, &piece->tensor->tensor, piece->rank,
-                            piece->tensor_offset + (begin - piece->begin),
-                            staging->bytes + (begin - chunk_begin), end - begin, &ticket, &error);
+    return rc < 0 ? rc : 0;
+}
+
+/* ---- feeding ----------------------------------------------------------------------------------*/
+
+static int feed(struct load *load, struct buffer *buffer, const struct ll_tensor *tensor,
+                const char *name, uint32_t rank, uint64_t offset, const void *data, size_t n_bytes)
+{
+    struct ll_text error = {""};
+    uint64_t ticket = 0;
+    int rc = buffer->n_tickets == TICKETS_MAX ? drain_buffer(load, buffer) : 0;
+
+    if (rc == 0)
+        rc = load->backend->feed(load->device, load->weights, tensor, rank, offset, data, n_bytes,
+                                 &ticket, &error);
+    else
+        return rc;
     if (rc < 0)
-        return backend_error(load, rc, "does not take tensor", piece->tensor->name, &error);
-    staging->ticket[staging->n_tickets++] = ticket;
+        return backend_error(load, rc, "does not take tensor", name, &error);
+    buffer->ticket[buffer->n_tickets++] = ticket;
     return 0;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------*/
-
-/* L3. */
-static int check_unchanged(int fd, const struct ll_checkpoint_file *file)
+/* What of a tensor's bytes [from, to) ranks want; data is that of from. */
+static int feed_spans(struct load *load, struct buffer *buffer, const struct ll_tensor *tensor,
+                      const char *name, const struct ll_span *span, uint32_t n_spans, uint64_t from,
+                      uint64_t to, const char *data)
 {
-    const char *path = ll_path_tail(file->path);
-    struct stat st;
+    int rc = 0;
 
-    if (fstat(fd, &st) < 0)
-        return LL_ERRNO("%s: fstat", path);
-    if ((uint64_t)st.st_size != file->size_bytes)
-        return LL_ERR(LL_E_INVAL,
-                      "%s: changed while loading: %lld bytes now, %llu when its header was read",
-                      path, (long long)st.st_size, (unsigned long long)file->size_bytes);
-    if ((uint64_t)st.st_mtim.tv_sec * LL_NS_PER_S + (uint64_t)st.st_mtim.tv_nsec != file->mtime_ns)
-        return LL_ERR(LL_E_INVAL, "%s: changed while loading: it was written to", path);
-    return 0;
-}
-
-static int read_chunk(int fd, const struct ll_checkpoint_file *file, const char *tensor,
-                      char *bytes, uint64_t begin, uint64_t end)
-{
-    for (uint64_t at = begin; at < end;) {
-        ssize_t n = pread(fd, bytes + (at - begin), end - at, (off_t)at);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return LL_ERRNO("%s: tensor \"%s\": read at byte %llu", ll_path_tail(file->path),
-                            tensor, (unsigned long long)at);
-        if (n == 0)
-            return LL_ERR(LL_E_INVAL,
-                          "%s: tensor \"%s\": the file ends before byte %llu: it was cut "
-                          "off while loading",
-                          ll_path_tail(file->path), tensor, (unsigned long long)at);
-        at += (uint64_t)n;
+    for (uint32_t i = 0; i < n_spans && rc == 0; i++) {
+        uint64_t begin = ll_max_u64(from, span[i].offset);
+        uint64_t end = ll_min_u64(to, span[i].offset + span[i].size_bytes);
+        if (begin < end)
+            rc = feed(load, buffer, tensor, name, span[i].rank, begin, data + (begin - from),
+                      end - begin);
     }
-    return 0;
+    return rc;
 }
+
+/* The chunk's rows become e4m3 where they lie: half or a quarter of the bytes, from the front. */
+static int feed_quantised(struct load *load, struct buffer *buffer,
+                          const struct ll_load_piece *piece)
+{
+    const struct ll_load_chunk *chunk = buffer->chunk;
+    const struct ll_tensor *from = &piece->tensor->tensor;
+    const struct ll_load_quantised *q = piece->quantised;
+    const uint64_t row_bytes = from->size_bytes / from->rows;
+    const uint32_t first_row = (uint32_t)((chunk->begin - piece->begin) / row_bytes),
+                   n_rows = (uint32_t)((chunk->end - chunk->begin) / row_bytes);
+    char *data = buffer->read.buffer;
+
+    if (buffer->read.first != data) /* a file may put numbers at odd addresses */
+        memmove(data, buffer->read.first, chunk->end - chunk->begin);
+    uint32_t bad = ll_fp8_quantize((uint8_t *)data, q->scales + first_row, data, from->dtype,
+                                   n_rows, from->cols);
+    if (bad < n_rows)
+        return LL_ERR(
+            LL_E_INVAL,
+            "%s: tensor \"%s\": row %u holds a NaN or an infinity and cannot be quantised",
+            ll_path_tail(load->checkpoint->file[chunk->file].path), piece->tensor->name,
+            first_row + bad);
+    int rc =
+        feed_spans(load, buffer, &q->weight, piece->tensor->name, load->plan.span + q->first_span,
+                   q->n_weight_spans, (uint64_t)first_row * from->cols,
+                   (uint64_t)(first_row + n_rows) * from->cols, data);
+    if (rc < 0)
+        return rc;
+    return feed_spans(load, buffer, &q->scale, piece->tensor->name,
+                      load->plan.span + q->first_span + q->n_weight_spans, q->n_scale_spans,
+                      2ull * first_row, 2ull * (first_row + n_rows),
+                      (const char *)(q->scales + first_row));
+}
+
+static int feed_chunk(struct load *load, struct buffer *buffer)
+{
+    const struct ll_load_chunk *chunk = buffer->chunk;
+    const struct ll_load_piece *piece = &load->plan.piece[chunk->first_piece],
+                               *end = load->plan.piece + load->plan.n_pieces;
+    int rc = 0;
+
+    if (piece->quantised != NULL)
+        return feed_quantised(load, buffer, piece);
+    for (;
+         piece < end && piece->tensor->file == chunk->file && piece->begin < chunk->end && rc == 0;
+         piece++) {
+        uint64_t from = ll_max_u64(piece->begin, chunk->begin);
+        uint64_t to = ll_min_u64(piece->end, chunk->end);
+        if (from < to && piece->quantised == NULL)
+            rc = feed(load, buffer, &piece->tensor->tensor, piece->tensor->name, piece->rank,
+                      piece->tensor_offset + (from - piece->begin),
+                      buffer->read.first + (from - chunk->begin), to - from);
+    }
+    return rc;
+}
+
+/* ---- the loop ---------------------------------------------------------------------------------*/
 
 static int report(struct load *load)
 {
     load->progress.elapsed_ns = ll_now_ns() - load->start_ns;
-    if (load->callback != NULL && load->callback(load->context, &load->progress) != 0)
+    if (load->options.callback != NULL &&
+        load->options.callback(load->options.context, &load->progress) != 0)
         return LL_ERR(-ECANCELED, "loading was stopped after %llu of %llu bytes",
                       (unsigned long long)load->progress.bytes_done,
                       (unsigned long long)load->progress.bytes_total);
     return 0;
 }
 
-/* End of the chunk that starts at begin: as far as pieces follow each other without a gap, at most
- * one buffer. */
-static uint64_t chunk_end(const struct load *load, uint32_t first, uint32_t stop, uint64_t begin)
+/* Free buffers start on the next chunks (L2), copied ones become free; gives how many moved on. */
+static int move_buffers(struct load *load)
 {
-    uint64_t end = begin;
+    int n_moved = 0;
 
-    for (uint32_t i = first; i < stop && load->piece[i].begin <= end; i++)
-        end = ll_max_u64(end, load->piece[i].end);
-    return ll_min_u64(end, begin + STAGING_BYTES);
-}
-
-/* Pieces [first, stop) are those of one open file. */
-static int load_pieces(struct load *load, int fd, uint32_t first, uint32_t stop)
-{
-    const struct ll_checkpoint_file *file =
-        &load->checkpoint->file[load->piece[first].tensor->file];
-    uint64_t done = 0; /* bytes of the file before this one are fed */
-
-    for (uint32_t turn = 0; first < stop; turn++) {
-        struct staging *staging = &load->staging[turn % STAGING_BUFFERS];
-        uint64_t begin = ll_max_u64(done, load->piece[first].begin);
-        uint64_t end = chunk_end(load, first, stop, begin);
-
-        LL_ASSERT(end > begin);
-        int rc = drain_staging(load, staging);
-        if (rc == 0)
-            rc = read_chunk(fd, file, load->piece[first].tensor->name, staging->bytes, begin, end);
-        for (uint32_t i = first; i < stop && load->piece[i].begin < end && rc == 0; i++) {
-            const struct piece *piece = &load->piece[i];
-            uint64_t from = ll_max_u64(piece->begin, begin), to = ll_min_u64(piece->end, end);
-            if (from < to)
-                rc = feed_piece(load, staging, piece, from, to, begin);
+    for (uint32_t i = 0; i < load->n_buffers; i++) {
+        struct buffer *buffer = &load->buffer[i];
+        if (buffer->state == BUFFER_COPYING) {
+            int rc = ask_tickets(load, buffer);
+            if (rc < 0)
+                return rc;
+            if (rc == 0)
+                continue;
+            buffer->state = BUFFER_FREE;
+            load->n_copying--;
+            n_moved++;
         }
-        if (rc < 0)
-            return rc;
-        load->progress.bytes_done += end - begin;
-        done = end;
-        while (first < stop && load->piece[first].end <= done)
-            first++;
-        rc = report(load);
-        if (rc < 0)
-            return rc;
+        if (buffer->state == BUFFER_FREE && load->n_started < load->plan.n_chunks) {
+            buffer->chunk = &load->plan.chunk[load->n_started++];
+            buffer->read.file = buffer->chunk->file;
+            buffer->read.offset = buffer->chunk->begin;
+            buffer->read.n_bytes = buffer->chunk->end - buffer->chunk->begin;
+            buffer->state = BUFFER_READING;
+            load->n_reading++;
+            n_moved++;
+            ll_reader_start(load->reader, &buffer->read);
+        }
     }
-    return 0;
+    return n_moved;
 }
 
-static int load_file(struct load *load, uint32_t first, uint32_t stop)
+/* A read has come back: its pieces go to the backend. */
+static int finish_read(struct load *load, struct ll_read *read)
 {
-    const struct ll_checkpoint_file *file =
-        &load->checkpoint->file[load->piece[first].tensor->file];
-    int fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct buffer *buffer = (struct buffer *)((char *)read - offsetof(struct buffer, read));
+    const struct ll_load_chunk *chunk = buffer->chunk;
 
-    if (fd < 0)
-        return LL_ERRNO("%s", ll_path_tail(file->path));
-    posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL); /* a hint: twice the read-ahead */
-    int rc = check_unchanged(fd, file);
-    if (rc == 0)
-        rc = load_pieces(load, fd, first, stop);
-    if (rc == 0)
-        rc = check_unchanged(fd, file);
-    close(fd);
-    return rc;
+    load->n_reading--;
+    buffer->state = BUFFER_COPYING;
+    load->n_copying++;
+    if (read->error < 0)
+        return LL_ERR(read->error, "%s: tensor \"%s\": %s",
+                      ll_path_tail(load->checkpoint->file[chunk->file].path),
+                      load->plan.piece[chunk->first_piece].tensor->name, read->error_text);
+    load->fed_ns = ll_now_ns();
+    int rc = feed_chunk(load, buffer);
+    if (rc < 0)
+        return rc;
+    load->progress.bytes_done += chunk->end - chunk->begin;
+    return report(load);
 }
 
-static int load_all(struct load *load)
+static int load_chunks(struct load *load)
 {
     int rc = report(load);
 
-    for (uint32_t first = 0, stop; first < load->n_pieces && rc == 0; first = stop) {
-        for (stop = first; stop < load->n_pieces &&
-                           load->piece[stop].tensor->file == load->piece[first].tensor->file;)
-            stop++;
-        rc = load_file(load, first, stop);
+    load->fed_ns = ll_now_ns();
+    while (rc >= 0) {
+        int n_moved = rc = move_buffers(load);
+        if (rc < 0 || load->n_reading + load->n_copying == 0)
+            break;
+        /* With copies under way and more to read a ticket may come first: look at both. */
+        bool is_waiting = load->n_copying == 0 || load->n_started == load->plan.n_chunks;
+        struct ll_read *read = ll_reader_take(load->reader, is_waiting && load->n_reading > 0, &rc);
+        if (rc == 0 && read != NULL)
+            rc = finish_read(load, read);
+        else if (rc == 0 && n_moved == 0)
+            rc = load->n_copying > 0 ? sleep_for_tickets(load) : 0;
     }
-    /* Also after an error: the backend may still be copying out of the buffers. The first error is
-     * the one to tell. */
+    return rc < 0 ? rc : 0;
+}
+
+static int read_all(struct load *load)
+{
+    struct ll_reader_options options = {.files = load->checkpoint->file,
+                                        .n_files = load->checkpoint->n_files,
+                                        .staging = load->staging,
+                                        .staging_bytes = load->staging_bytes,
+                                        .buffer_bytes = BUFFER_BYTES,
+                                        .depth = load->n_buffers,
+                                        .way = load->options.way,
+                                        .faults = load->options.faults};
+    int rc = ll_reader_open(&load->reader, &options);
+
+    if (rc < 0)
+        return rc;
+    ll_info("weights: %.2f GB by %s", (double)load->plan.bytes_total / 1e9,
+            ll_reader_describe(load->reader));
+    rc = load_chunks(load);
+    if (rc == 0)
+        rc = ll_reader_check(load->reader);
+
+    /* Also after an error: reads and copies may still use the buffers. The first error is the one
+     * to tell. */
     char first_text[LL_ERR_TEXT_BYTES];
     snprintf(first_text, sizeof(first_text), "%s", ll_err_text());
-    for (uint32_t i = 0; i < STAGING_BUFFERS; i++) {
-        int drained = drain_staging(load, &load->staging[i]);
+    ll_reader_close(load->reader);
+    for (uint32_t i = 0; i < load->n_buffers; i++) {
+        int drained = drain_buffer(load, &load->buffer[i]);
         if (rc < 0)
             ll_err_set(rc, "%s", first_text);
         else
@@ -343,7 +359,7 @@ static int load_all(struct load *load)
 }
 
 int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, uint32_t weights,
-                  const struct ll_checkpoint *checkpoint, ll_load_callback *callback, void *context)
+                  const struct ll_checkpoint *checkpoint, const struct ll_load_options *options)
 {
     struct ll_text error = {""};
     struct load *load = calloc(1, sizeof(*load));
@@ -354,21 +370,26 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
                           .device = device,
                           .weights = weights,
                           .checkpoint = checkpoint,
-                          .callback = callback,
-                          .context = context,
+                          .options = {.numa_node = -1},
                           .start_ns = ll_now_ns()};
-    int rc = make_plan(load);
+    if (options != NULL)
+        load->options = *options;
+    int rc = ll_load_plan_make(&load->plan, backend, device, checkpoint, load->options.quantize_fp8,
+                               BUFFER_BYTES);
+    load->progress.bytes_total = load->plan.bytes_total;
     if (rc == 0)
         rc = make_staging(load);
     if (rc == 0)
-        rc = load_all(load);
+        rc = read_all(load);
     if (rc == 0) {
         rc = backend->seal(device, weights, &error);
         if (rc < 0)
             backend_error(load, rc, "sealing the weights failed", "", &error);
     }
-    free(load->staging_memory);
-    free(load->piece);
+    if (load->staging != NULL)
+        munmap(load->staging, load->staging_bytes);
+    ll_load_plan_free(&load->plan);
+    free(load->buffer);
     free(load);
     return rc;
 }

@@ -187,14 +187,18 @@ static int load_weights(struct server *server)
             return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
     } else {
         ll_progress_init(&progress);
-        rc = ll_loader_run(setup->backend, setup->device, 0, &setup->checkpoint, on_progress,
-                           &progress);
+        const struct ll_load_options options = {.quantize_fp8 = setup->quantize_fp8,
+                                                .numa_node = setup->topology.numa_node,
+                                                .callback = on_progress,
+                                                .context = &progress};
+        rc = ll_loader_run(setup->backend, setup->device, 0, &setup->checkpoint, &options);
         ll_progress_end(&progress);
         if (rc < 0)
             return rc;
         double seconds = (double)(ll_now_ns() - start_ns) / 1e9;
-        ll_info("weights: %.2f GB in %.2f s", (double)setup->checkpoint.weights_bytes / 1e9,
-                seconds);
+        double gb = (double)setup->checkpoint.weights_bytes / 1e9;
+        ll_info("weights: %.2f GB in %.2f s, %.2f GB/s%s", gb, seconds, gb / seconds,
+                setup->quantize_fp8 ? "; linear layers are FP8 now" : "");
     }
     struct ll_stats *stats = &((struct ll_stat_region *)server->stat.base)->v;
     ll_stat_set(&stats->weights_bytes, setup->caps.weights_bytes != 0

@@ -416,10 +416,7 @@ static int choose_quantization(struct ll_setup *setup)
     setup->dtype_name = "fp8";
     if (setup->options.has_dummy_weights)
         setup->options.extra = "weights=fp8";
-    else if (found[0] == 0)
-        return LL_ERR(LL_E_UNSUPPORTED,
-                      "--quantization fp8: this version quantises dummy weights only "
-                      "(--load-format dummy)");
+    setup->quantize_fp8 = wish == LL_QUANTIZATION_FP8;
     return 0;
 }
 

@@ -7,7 +7,9 @@
 
 #include "base/clock.h"
 #include "base/err.h"
+#include "base/log.h"
 #include "ll/client.h"
+#include "runtime/fp8.h"
 #include "runtime/loader.h"
 
 #include <errno.h>
@@ -148,8 +150,9 @@ enum { STATIC = 0, DYNAMIC = 1, BLOCKS = 2, FBGEMM = 4, MODELOPT = 5, AUTOFP8 = 
 
 /* ---- what they compute ------------------------------------------------------------------------*/
 
-static struct ll_device *load(const struct ll_checkpoint *checkpoint)
+static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quantize_fp8)
 {
+    const struct ll_load_options how = {.quantize_fp8 = quantize_fp8, .numa_node = -1};
     struct ll_text error = {""};
     struct ll_backend_caps caps;
     struct ll_device *device = NULL;
@@ -165,7 +168,7 @@ static struct ll_device *load(const struct ll_checkpoint *checkpoint)
 
     if (ll_backend_cpu()->open(&device, &options, &checkpoint->shape, &caps, &error) < 0)
         fail_msg("open: %s", error.s);
-    if (ll_loader_run(ll_backend_cpu(), device, 0, checkpoint, NULL, NULL) < 0)
+    if (ll_loader_run(ll_backend_cpu(), device, 0, checkpoint, &how) < 0)
         fail_msg("load: %s", ll_err_text());
     return device;
 }
@@ -208,9 +211,52 @@ static double worst_difference(struct ll_device *device, const double *want, con
     return worst;
 }
 
+static const uint32_t ids[N_PROMPT] = {4096, 72, 309, 11, 900, 41, 7, 2222, 1500, 64, 3, 1024};
+
+/* --quantization fp8 of the BF16 demo model. */
+static void a_model_quantised_while_it_loads_computes_what_its_codes_mean(void **state)
+{
+    double *want = malloc((size_t)N_PROMPT * demo.shape.n_vocab * sizeof(*want));
+    struct ll_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+    double *w[LL_TENSOR_ROLES][16] = {{NULL}};
+
+    (void)state;
+    for (int role = 0; role < LL_TENSOR_ROLES; role++)
+        for (uint32_t layer = 0; layer < 16 && demo.w[role][layer] != NULL; layer++) {
+            uint32_t rows, cols;
+            ll_tensor_dims(&demo.shape, role, &rows, &cols);
+            const size_t n = (size_t)rows * cols;
+            uint8_t *codes = malloc(n);
+            uint16_t *scale = malloc(rows * sizeof(*scale));
+            w[role][layer] = malloc(n * sizeof(double));
+            assert_int_equal(
+                ll_fp8_quantize(codes, scale, demo.w[role][layer], LL_DTYPE_F32, rows, cols), rows);
+            for (size_t i = 0; i < n; i++)
+                w[role][layer][i] = ll_tensor_is_linear(role)
+                                        ? (double)ll_f32_from_e4m3(codes[i]) *
+                                              (double)ll_f32_from_bf16(scale[i / cols])
+                                        : (double)demo.w[role][layer][i];
+            free(codes);
+            free(scale);
+        }
+    assert_int_equal(ll_checkpoint_open(checkpoint, ll_test_source("tools/demo-model")), 0);
+    struct ll_device *device = load(checkpoint, true);
+    reference_run(want, &demo.shape, w, ids, N_PROMPT);
+    assert_true(worst_difference(device, want, ids) < 1e-3);
+    ll_backend_cpu()->close(device);
+    device = load(checkpoint, false); /* and without the option it is another model */
+    assert_true(worst_difference(device, want, ids) > 1e-3);
+    ll_backend_cpu()->close(device);
+    ll_checkpoint_close(checkpoint);
+    for (int role = 0; role < LL_TENSOR_ROLES; role++)
+        for (int layer = 0; layer < 16; layer++)
+            free(w[role][layer]);
+    free(want);
+    free(checkpoint);
+}
+
 static void every_form_computes_what_its_numbers_mean(void **state)
 {
-    static const uint32_t ids[N_PROMPT] = {4096, 72, 309, 11, 900, 41, 7, 2222, 1500, 64, 3, 1024};
     double *want = malloc((size_t)N_PROMPT * demo.shape.n_vocab * sizeof(*want));
     struct ll_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
 
@@ -224,7 +270,7 @@ static void every_form_computes_what_its_numbers_mean(void **state)
         assert_int_equal(checkpoint->dtype, LL_DTYPE_E4M3);
         assert_true(checkpoint->has_kv_scales == (forms[i].k_scale != NULL));
         assert_true(checkpoint->activation_bound == (i == FBGEMM ? 1200.0f : 0.0f));
-        struct ll_device *device = load(checkpoint);
+        struct ll_device *device = load(checkpoint, false);
         reference_run(want, &demo.shape, made.w, ids, N_PROMPT);
         double worst = worst_difference(device, want, ids);
         printf("%s: worst difference of a log probability %.1e\n", forms[i].name, worst);
@@ -510,12 +556,14 @@ static void patterns_of_any_malice_end_soon(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_model_quantised_while_it_loads_computes_what_its_codes_mean),
         cmocka_unit_test(every_form_computes_what_its_numbers_mean),
         cmocka_unit_test(scales_of_the_cache_are_listed_for_keys_and_values),
         cmocka_unit_test(what_is_wrong_is_named_in_less_than_a_second),
         cmocka_unit_test(patterns_of_any_malice_end_soon),
     };
 
+    ll_log_set_level(LL_LOG_WARN);
     fp8_demo_open(&demo);
     int rc = cmocka_run_group_tests_name("runtime/FP8 formats", tests, NULL, NULL);
     fp8_demo_close(&demo);

@@ -5,14 +5,20 @@
 #include "tests/runtime/checkpoint_maker.h"
 
 #include "base/err.h"
+#include "base/log.h"
+#include "base/numbers.h"
 #include "base/rng.h"
 #include "ll/client.h"
+#include "runtime/fp8.h"
 #include "runtime/loader.h"
+#include "runtime/tensor_names.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 
 #define RANKS_MAX   4u
+#define TENSORS_MAX 128
 #define PENDING_MAX 4096u
 
 struct pending { /* a piece the backend has not looked at yet: it reads it when fed() is asked */
@@ -39,14 +45,14 @@ struct ll_device {
 
     struct pending *pending;
     uint32_t n_feeds, n_waits, n_pins, n_seals;
-    uint8_t *bytes[RANKS_MAX][128];
-    uint8_t *times[RANKS_MAX][128]; /* how often each byte came */
+    uint8_t *bytes[RANKS_MAX][TENSORS_MAX];
+    uint8_t *times[RANKS_MAX][TENSORS_MAX]; /* how often each byte came */
     uint64_t n_bytes_max;
 };
 
 static uint32_t index_of(const struct ll_tensor *tensor)
 {
-    return tensor->layer * LL_TENSOR_ROLES + (uint32_t)tensor->role;
+    return (tensor->layer * LL_TENSOR_ROLES + (uint32_t)tensor->role) * 4 + tensor->part;
 }
 
 /* Span k of n of a tensor, uneven on purpose. */
@@ -167,6 +173,7 @@ struct fixture {
     struct maker maker;
     struct ll_checkpoint checkpoint;
     struct ll_device device;
+    struct ll_load_options options;
 };
 
 static struct fixture *open_fixture(const char *dtype, bool is_sharded)
@@ -188,7 +195,7 @@ static struct fixture *open_fixture(const char *dtype, bool is_sharded)
 static void close_fixture(struct fixture *f)
 {
     for (uint32_t rank = 0; rank < RANKS_MAX; rank++)
-        for (int i = 0; i < 128; i++) {
+        for (int i = 0; i < TENSORS_MAX; i++) {
             free(f->device.bytes[rank][i]);
             free(f->device.times[rank][i]);
         }
@@ -200,7 +207,7 @@ static void close_fixture(struct fixture *f)
 
 static int load(struct fixture *f)
 {
-    return ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, NULL, NULL);
+    return ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, &f->options);
 }
 
 /* Every rank has exactly what it wanted, each byte once and right. */
@@ -227,18 +234,36 @@ static void assert_all_there(const struct fixture *f)
     }
 }
 
-static void every_byte_arrives_once_in_three_types(void **state)
+/* Out of the page cache, so that reads go past it where the file system can. */
+static void forget_files(const struct fixture *f)
+{
+    for (uint32_t i = 0; i < f->checkpoint.n_files; i++) {
+        int fd = open(f->checkpoint.file[i].path, O_RDONLY | O_CLOEXEC);
+        assert_true(fd >= 0);
+        fsync(fd);
+        posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+        close(fd);
+    }
+}
+
+static void every_byte_arrives_once_in_three_types_by_every_way(void **state)
 {
     static const char *const types[] = {"BF16", "F16", "F32"};
 
     (void)state;
-    for (int i = 0; i < 3; i++) {
-        struct fixture *f = open_fixture(types[i], i == 1);
-        assert_int_equal(load(f), 0);
-        assert_all_there(f);
-        assert_int_equal(f->device.n_pins, 1);
-        close_fixture(f);
-    }
+    for (int i = 0; i < 3; i++)
+        for (int way = LL_READER_AUTO; way <= LL_READER_PLAIN; way++)
+            for (int is_cold = 0; is_cold < 2; is_cold++) {
+                struct fixture *f = open_fixture(types[i], i == 1);
+                if (is_cold)
+                    forget_files(f);
+                f->options.way = (enum ll_reader_way)way;
+                f->device.lag = (uint32_t)(way % 3);
+                assert_int_equal(load(f), 0);
+                assert_all_there(f);
+                assert_int_equal(f->device.n_pins, 1);
+                close_fixture(f);
+            }
 }
 
 static void ranks_get_what_they_want_in_any_split(void **state)
@@ -261,13 +286,12 @@ static void ranks_get_what_they_want_in_any_split(void **state)
 
 /* More than the staging buffers hold together, taken late: one filled again too early would show.
  */
-static void file_larger_than_staging_arrives_whole(void **state)
+static void check_large_file(enum ll_reader_way way)
 {
     struct maker *maker;
     struct fixture *f = calloc(1, sizeof(*f));
     char config[2048];
 
-    (void)state;
     maker = &f->maker;
     maker_init(maker, "F32");
     for (int i = 0; i < 2; i++) {
@@ -288,6 +312,8 @@ static void file_larger_than_staging_arrives_whole(void **state)
     f->device = (struct ll_device){.n_ranks = 2, .n_spans = 3, .fail_at = -1, .lag = 2};
     f->device.is_shared = true;
     f->device.pending = calloc(PENDING_MAX, sizeof(*f->device.pending));
+    f->options.way = way;
+    forget_files(f);
     assert_int_equal(load(f), 0);
     assert_true(f->device.n_bytes_max <= 8u << 20);
     assert_int_equal(f->device.n_seals, 1);
@@ -301,6 +327,177 @@ static void file_larger_than_staging_arrives_whole(void **state)
         assert_int_equal(wrong, 0);
     }
     close_fixture(f);
+}
+
+static void file_of_many_buffers_arrives_whole_by_every_way(void **state)
+{
+    (void)state;
+    for (int way = LL_READER_FIXED; way <= LL_READER_PLAIN; way++)
+        check_large_file((enum ll_reader_way)way);
+}
+
+static void assert_fails(struct fixture *f, int code, const char *word1, const char *word2)
+{
+    int rc = load(f);
+
+    if (rc != code || strstr(ll_err_text(), word1) == NULL || strstr(ll_err_text(), word2) == NULL)
+        fail_msg("%d: \"%s\" lacks \"%s\" or \"%s\"", rc, ll_err_text(), word1, word2);
+}
+
+/* ---- quantising on the way --------------------------------------------------------------------*/
+
+static const char gate_name[] = "model.layers.1.mlp.gate_proj.weight";
+
+/* A gate of 300,001 rows: two buffers of them. Every number is finite; with_nan: but one. */
+static struct fixture *open_wide_fixture(bool with_nan)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    struct maker *maker = &f->maker;
+    char config[2048];
+
+    maker_init(maker, "BF16");
+    for (int layer = 0; layer < 2; layer++)
+        for (int i = 0; i < 3; i++) {
+            static const char *const names[] = {"gate_proj", "up_proj", "down_proj"};
+            char name[80];
+            snprintf(name, sizeof(name), "model.layers.%d.mlp.%s.weight", layer, names[i]);
+            struct maker_tensor *t = maker_find(maker, name);
+            strcpy(t->shape, i == 2 ? "[16,300001]" : "[300001,16]");
+            t->n_bytes = 300001ull * 16 * 2;
+        }
+    maker_layout(maker);
+    maker_write_single(maker);
+    const char *at = strstr(MAKER_CONFIG, "\"intermediate_size\": 24");
+    assert_non_null(at);
+    snprintf(config, sizeof(config), "%.*s\"intermediate_size\": 300001%s",
+             (int)(at - MAKER_CONFIG), MAKER_CONFIG, at + strlen("\"intermediate_size\": 24"));
+    maker_write_text(maker, "config.json", config);
+
+    FILE *file = fopen(maker_path(maker, "model.safetensors"), "r+");
+    size_t n_header;
+    free(maker_header(maker, 0, &n_header));
+    uint8_t *data = malloc(maker->data_bytes[0]);
+    assert_int_equal(fseek(file, (long)(8 + n_header), SEEK_SET), 0);
+    assert_int_equal(fread(data, 1, maker->data_bytes[0], file), maker->data_bytes[0]);
+    for (uint64_t i = 1; i < maker->data_bytes[0]; i += 2)
+        data[i] &= 0xbf; /* below 2 */
+    if (with_nan) {
+        uint64_t place = maker_find(maker, gate_name)->begin + 2 * (16ull * 290000 + 3);
+        data[place + 1] = 0x7f;
+        data[place] = 0xc0;
+    }
+    assert_int_equal(fseek(file, (long)(8 + n_header), SEEK_SET), 0);
+    assert_int_equal(fwrite(data, 1, maker->data_bytes[0], file), maker->data_bytes[0]);
+    fclose(file);
+    free(data);
+    if (ll_checkpoint_open(&f->checkpoint, maker->directory) < 0)
+        fail_msg("%s", ll_err_text());
+    f->device = (struct ll_device){.n_ranks = 2, .n_spans = 5, .fail_at = -1, .lag = 1};
+    f->device.pending = calloc(PENDING_MAX, sizeof(*f->device.pending));
+    f->options.quantize_fp8 = true;
+    return f;
+}
+
+static void linears_are_quantised_across_buffers_and_ranks(void **state)
+{
+    struct fixture *f = open_wide_fixture(false);
+    uint32_t n_checked = 0;
+
+    (void)state;
+    forget_files(f);
+    if (load(f) < 0)
+        fail_msg("%s", ll_err_text());
+    for (uint32_t k = 0; k < f->checkpoint.n_tensors; k++) {
+        const struct ll_checkpoint_tensor *t = &f->checkpoint.tensor[k];
+        struct ll_tensor tensor = t->tensor;
+        const uint32_t cols = tensor.cols;
+        if (!ll_tensor_is_linear(tensor.role))
+            continue;
+        uint16_t *half = malloc(t->tensor.size_bytes), *scale = malloc(2ull * tensor.rows);
+        uint8_t *codes = malloc((size_t)tensor.rows * cols);
+        int fd = open(f->checkpoint.file[0].path, O_RDONLY | O_CLOEXEC);
+        assert_int_equal(pread(fd, half, t->tensor.size_bytes, (off_t)t->offset),
+                         t->tensor.size_bytes);
+        close(fd);
+        assert_int_equal(ll_fp8_quantize(codes, scale, half, LL_DTYPE_BF16, tensor.rows, cols),
+                         tensor.rows);
+        for (int part = LL_PART_WEIGHT; part <= LL_PART_SCALE; part++) {
+            const uint8_t *want = part == LL_PART_WEIGHT ? codes : (uint8_t *)scale;
+            uint64_t size =
+                part == LL_PART_WEIGHT ? (uint64_t)tensor.rows * cols : 2ull * tensor.rows;
+            tensor.part = (enum ll_tensor_part)part;
+            for (uint32_t span = 0; span < 5; span++)
+                for (uint64_t at = cut_of(size, span, 5); at < cut_of(size, span + 1, 5); at++)
+                    n_checked += f->device.bytes[span % 2][index_of(&tensor)][at] == want[at] &&
+                                 f->device.times[span % 2][index_of(&tensor)][at] == 1;
+            assert_int_equal(n_checked, size);
+            n_checked = 0;
+        }
+        free(half);
+        free(scale);
+        free(codes);
+    }
+    close_fixture(f);
+}
+
+static void numbers_that_cannot_be_quantised_are_named(void **state)
+{
+    struct fixture *f = open_wide_fixture(true);
+
+    (void)state;
+    assert_fails(f, LL_E_INVAL, gate_name, "row 290000 holds a NaN");
+    assert_int_equal(f->device.n_seals, 0);
+    close_fixture(f);
+}
+
+/* The definition, number by number, and both ways of computing it. */
+static void quantising_a_row_is_what_the_header_says(void **state)
+{
+    static const enum ll_dtype dtypes[] = {LL_DTYPE_BF16, LL_DTYPE_F16, LL_DTYPE_F32};
+    enum { ROWS = 7, COLS = 777 };
+    uint64_t random = ll_test_seed();
+
+    (void)state;
+    for (int d = 0; d < 3; d++) {
+        const uint32_t size = ll_dtype_bytes(dtypes[d]);
+        uint8_t *in = malloc(ROWS * COLS * 4), codes[2][ROWS * COLS];
+        uint16_t scale[2][ROWS];
+        float x[ROWS][COLS];
+        for (int i = 0; i < ROWS * COLS; i++) {
+            float value =
+                ((float)(ll_splitmix64(&random) >> 40) * 0x1p-23f - 1) * (i / COLS == 2   ? 0
+                                                                          : i / COLS == 3 ? 0x1p-14f
+                                                                                          : 8);
+            uint16_t half = ll_bf16_from_f32(value);
+            if (dtypes[d] == LL_DTYPE_F16)
+                half = (uint16_t)(ll_splitmix64(&random) & (i / COLS == 2 ? 0x8000 : 0xbfff));
+            memcpy(in + (size_t)i * size, size == 4 ? (void *)&value : (void *)&half, size);
+            x[i / COLS][i % COLS] = dtypes[d] == LL_DTYPE_F32    ? value
+                                    : dtypes[d] == LL_DTYPE_BF16 ? ll_f32_from_bf16(half)
+                                                                 : ll_f32_from_f16(half);
+        }
+        assert_int_equal(ll_fp8_quantize_plain(codes[0], scale[0], in, dtypes[d], ROWS, COLS),
+                         ROWS);
+        assert_int_equal(ll_fp8_quantize(codes[1], scale[1], in, dtypes[d], ROWS, COLS), ROWS);
+        assert_memory_equal(codes[0], codes[1], sizeof(codes[0]));
+        assert_memory_equal(scale[0], scale[1], sizeof(scale[0]));
+        for (int r = 0; r < ROWS; r++) {
+            float most = 0, by = ll_f32_from_bf16(scale[0][r]);
+            for (int c = 0; c < COLS; c++)
+                most = fmaxf(most, fabsf(x[r][c]));
+            if (most == 0) {
+                assert_true(by == 1);
+                continue;
+            }
+            assert_true(by >= most / 448 && by <= most / 448 * (1 + 0x1p-7f));
+            for (int c = 0; c < COLS; c++)
+                assert_int_equal(codes[0][r * COLS + c], ll_e4m3_from_f32(x[r][c] / by));
+        }
+        /* In place, too. */
+        assert_int_equal(ll_fp8_quantize(in, scale[1], in, dtypes[d], ROWS, COLS), ROWS);
+        assert_memory_equal(in, codes[0], sizeof(codes[0]));
+        free(in);
+    }
 }
 
 struct seen {
@@ -327,7 +524,9 @@ static void progress_rises_to_the_total_and_can_stop_the_load(void **state)
     (void)state;
     f->device.n_ranks = 2; /* bytes that two ranks want are read, and counted, once */
     f->device.is_shared = true;
-    assert_int_equal(ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, watch, &seen), 0);
+    f->options.callback = watch;
+    f->options.context = &seen;
+    assert_int_equal(load(f), 0);
     assert_int_equal(seen.last, f->checkpoint.weights_bytes);
     assert_int_equal(seen.total, f->checkpoint.weights_bytes);
     assert_true(seen.n_calls > 1);
@@ -335,18 +534,11 @@ static void progress_rises_to_the_total_and_can_stop_the_load(void **state)
 
     f = open_fixture("BF16", true);
     seen = (struct seen){.stop_at = 2};
-    assert_int_equal(ll_loader_run(&recorder, &f->device, 1, &f->checkpoint, watch, &seen),
-                     -ECANCELED);
+    f->options.callback = watch;
+    f->options.context = &seen;
+    assert_int_equal(load(f), -ECANCELED);
     assert_int_equal(f->device.n_seals, 0);
     close_fixture(f);
-}
-
-static void assert_fails(struct fixture *f, int code, const char *word1, const char *word2)
-{
-    int rc = load(f);
-
-    if (rc != code || strstr(ll_err_text(), word1) == NULL || strstr(ll_err_text(), word2) == NULL)
-        fail_msg("%d: \"%s\" lacks \"%s\" or \"%s\"", rc, ll_err_text(), word1, word2);
 }
 
 static void errors_of_the_backend_come_with_its_words_and_the_tensor(void **state)
@@ -403,7 +595,7 @@ static void file_cut_off_while_loading_is_a_short_read_with_its_place(void **sta
     snprintf(path, sizeof(path), "%s", maker_path(&f->maker, maker_shard_name(2)));
     f->device.spoil = path;
     f->device.is_cut = true;
-    assert_fails(f, LL_E_INVAL, maker_shard_name(2), "changed while loading");
+    assert_fails(f, LL_E_INVAL, maker_shard_name(2), "while loading");
     close_fixture(f);
 
     /* Gaps in what is wanted make many reads of one file; the cut comes after the first. */
@@ -413,7 +605,7 @@ static void file_cut_off_while_loading_is_a_short_read_with_its_place(void **sta
     f->device.is_cut = true;
     f->device.has_gaps = true;
     f->device.n_spans = 4;
-    assert_fails(f, LL_E_INVAL, "model.layers.", "the file ends before byte");
+    assert_fails(f, LL_E_INVAL, "model.layers.", "the file ends here");
     assert_int_equal(f->device.n_seals, 0);
     close_fixture(f);
 }
@@ -421,13 +613,17 @@ static void file_cut_off_while_loading_is_a_short_read_with_its_place(void **sta
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_byte_arrives_once_in_three_types),
+        cmocka_unit_test(every_byte_arrives_once_in_three_types_by_every_way),
         cmocka_unit_test(ranks_get_what_they_want_in_any_split),
-        cmocka_unit_test(file_larger_than_staging_arrives_whole),
+        cmocka_unit_test(file_of_many_buffers_arrives_whole_by_every_way),
+        cmocka_unit_test(linears_are_quantised_across_buffers_and_ranks),
+        cmocka_unit_test(numbers_that_cannot_be_quantised_are_named),
+        cmocka_unit_test(quantising_a_row_is_what_the_header_says),
         cmocka_unit_test(progress_rises_to_the_total_and_can_stop_the_load),
         cmocka_unit_test(errors_of_the_backend_come_with_its_words_and_the_tensor),
         cmocka_unit_test(file_that_changes_while_loading_is_refused),
         cmocka_unit_test(file_cut_off_while_loading_is_a_short_read_with_its_place),
     };
+    ll_log_set_level(LL_LOG_WARN);
     return cmocka_run_group_tests_name("runtime/loader", tests, NULL, NULL);
 }
