@@ -99,6 +99,7 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
     ll_intake_init(&engine->intake, &engine->pool, &engine->outlet, engine->stats, &o->gate);
     if (o->n_waiting_max != 0)
         engine->intake.n_waiting_max = o->n_waiting_max;
+    engine->intake.crashes = o->crashes;
     if (o->tokens_waiting_max != 0)
         engine->intake.tokens_waiting_max = o->tokens_waiting_max;
     if (o->waiting_share != 0)
@@ -310,6 +311,8 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
 
     ll_error("%s: %s (%s); all requests fail", what, text, ll_error_name(code));
     ll_stat_add(&engine->stats->backend_errors, 1);
+    if (engine->options.crashes != NULL)
+        ll_crashes_record(engine->options.crashes);
     ll_scheduler_fail_all(&engine->scheduler, LL_E_BACKEND);
     ll_outlet_fail_all(&engine->outlet, LL_E_BACKEND, clock_ns(engine));
     atomic_store_explicit(&engine->options.info->rt_reason, (uint32_t)-LL_E_BACKEND,

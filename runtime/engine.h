@@ -52,8 +52,9 @@ struct ll_engine_options {
     uint64_t spin_ns;         /* idle so long before sleeping; 0: 200 us; UINT64_MAX: never sleep */
     uint64_t step_timeout_ns; /* a step longer than this is a dead device; 0: 5 s */
     uint64_t seed;            /* of the prefix cache's hash: drawn by the runtime, fixed in tests */
-    bool yields;              /* one or two CPUs: sched_yield() between empty polls */
-    ll_engine_clock *clock;   /* NULL: ll_now_ns() */
+    struct ll_crashes *crashes; /* NULL: none; G4: what is open is written down first */
+    bool yields;                /* one or two CPUs: sched_yield() between empty polls */
+    ll_engine_clock *clock;     /* NULL: ll_now_ns() */
     void *clock_context;
 };
 

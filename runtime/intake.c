@@ -436,11 +436,23 @@ static void accept(struct ll_intake *intake, struct ll_seq *leader, uint64_t now
     for (uint32_t c = 0; c < leader->n_choices; c++) {
         struct ll_seq *seq = ll_seq_member(intake->pool, leader, c);
         seq->n_tokens = seq->n_prompt;
+        seq->request_hash = leader->request_hash;
         ll_seq_move(intake->pool, seq, LL_SEQ_WAITING);
         seq->is_held = c > 0;
         if (seq->is_stopped)
             ll_seq_mark(intake->pool, seq);
     }
+}
+
+/* The last gate: has this request been there in three crashes? */
+static int look_into_crashes(const struct ll_crashes *crashes, struct ll_seq *seq,
+                             struct ll_refusal *why)
+{
+    seq->request_hash = ll_crashes_hash(seq);
+    if (!ll_crashes_may_refuse(crashes) || !ll_crashes_refuses(crashes, seq->request_hash))
+        return 0;
+    *why = (struct ll_refusal){LL_E_QUARANTINED, 0, "open in 3 crashes: not again"};
+    return why->code;
 }
 
 /* Copies and checks a piece of the prompt, then the biases; true: the sequence is WAITING or gone.
@@ -467,6 +479,8 @@ static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_
         *n_left -= bias_bytes;
         rc = ll_gate_bias(&intake->limits, seq, &why);
     }
+    if (rc == 0 && intake->crashes != NULL)
+        rc = look_into_crashes(intake->crashes, seq, &why);
     if (rc < 0) {
         drop_choices(intake, seq);
         client->shadow[seq->slot].phase = LL_SHADOW_IDLE;

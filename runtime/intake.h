@@ -18,6 +18,7 @@
 #define RUNTIME_INTAKE_H
 
 #include "runtime/attachment.h"
+#include "runtime/crashes.h"
 #include "runtime/gate.h"
 #include "runtime/outlet.h"
 #include "runtime/sequence.h"
@@ -47,6 +48,7 @@ struct ll_intake {
     uint32_t waiting_share;               /* percent, 1 .. 100; N5 */
     uint64_t typical_ms, next_typical_ns; /* how long a request takes, for BUSY */
     bool is_draining;
+    const struct ll_crashes *crashes; /* NULL: none */
 
     /* The sweep goes through id[] with a cursor, so that many clients take many turns. */
     uint32_t sweep_at;  /* n_clients: none under way */

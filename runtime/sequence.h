@@ -120,6 +120,7 @@ struct ll_seq {
     uint32_t n_bias;
     uint32_t prompt_off; /* intake: bytes into the arena */
     uint32_t bias_off;
+    struct ll_chain request_hash; /* crashes.h; {0, 0}: not accepted yet, or nobody asked */
 
     /* how far */
     uint32_t n_copied;           /* prompt ids here so far: of a leader by intake, else from it */

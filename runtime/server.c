@@ -9,6 +9,7 @@
 #include "runtime/admin.h"
 #include "runtime/allocations.h"
 #include "runtime/control.h"
+#include "runtime/crashes.h"
 #include "runtime/engine.h"
 #include "runtime/loader.h"
 #include "runtime/progress.h"
@@ -38,8 +39,10 @@ struct server {
     uint32_t n_phases;
     uint64_t phase_ns;
 
+    struct ll_crashes crashes;
     struct ll_engine engine;
     bool has_engine;
+    bool was_ready;
     pthread_t step_thread;
     bool has_step_thread;
 };
@@ -315,10 +318,36 @@ static int make_engine(struct server *server)
         .seed = random_u64(),
         .step_timeout_ns = step_timeout_ns(server),
         .yields = setup->topology.yields,
+        .crashes = &server->crashes,
     };
     int rc = ll_engine_open(&server->engine, &options);
 
     server->has_engine = rc == 0;
+    if (rc == 0)
+        rc = ll_crashes_watch(&server->crashes, &server->engine.pool);
+    return rc;
+}
+
+/* What the last runtimes at this socket came to grief with. Under the lock that make_control took.
+ */
+static int read_crashes(struct server *server)
+{
+    char path[sizeof(server->crashes.path)];
+    struct ll_stats *stats = &((struct ll_stat_region *)server->stat.base)->v;
+
+    snprintf(path, sizeof(path), "%s.crashes", server->config->socket);
+    int rc = ll_crashes_open(&server->crashes, path, (uint64_t)time(NULL));
+    ll_stat_set(&stats->crashes_recent, server->crashes.n_recent);
+    ll_stat_set(&stats->requests_quarantined, server->crashes.n_refused);
+    if (server->crashes.n_refused > 0)
+        ll_warn("%u requests were there in %u crashes within %u s each: refused for up to %u "
+                "minutes (remove %s, with the runtime stopped, to forget that)",
+                server->crashes.n_refused, LL_CRASHES_TO_REFUSE, LL_CRASHES_WITHIN_S,
+                LL_CRASHES_REMEMBERED_S / 60, path);
+    else if (server->crashes.n_recent > 0)
+        ll_warn("%u crashes with requests open in the last %u s; one that is in %u of them is then "
+                "refused",
+                server->crashes.n_recent, LL_CRASHES_WITHIN_S, LL_CRASHES_TO_REFUSE);
     return rc;
 }
 
@@ -326,6 +355,7 @@ static void *run_step_thread(void *context)
 {
     struct server *server = context;
 
+    ll_crashes_guard_thread();
     pthread_setname_np(pthread_self(), "llring-step");
     ll_topology_take_step_cpu(&server->setup.topology);
     ll_engine_run(&server->engine); /* its end reaches the control thread by mail */
@@ -381,6 +411,8 @@ static int start(struct server *server)
     if (rc == 0)
         rc = make_control(server); /* V1: the lock, before anything that takes long */
     if (rc == 0)
+        rc = read_crashes(server);
+    if (rc == 0)
         rc = begin_tokenizer(server); /* forks: before the device makes threads */
     end_phase(server, "open");
     if (rc == 0)
@@ -407,6 +439,7 @@ static void take_apart(struct server *server)
     ll_admin_close(server->admin);
     if (server->has_step_thread)
         pthread_join(server->step_thread, NULL);
+    ll_crashes_close(&server->crashes); /* still under the control socket's lock */
     ll_control_destroy(server->control);
     if (server->has_engine)
         ll_engine_close(&server->engine);
@@ -441,15 +474,18 @@ int ll_server_run(const struct ll_config *config)
     memset(server, 0, sizeof(*server));
     server->config = config;
     server->step_fd = server->info.fd = server->stat.fd = server->tok.fd = -1;
+    server->crashes.fd = -1;
     server->tokimage = (struct ll_tokimage){.file = -1, .errors = -1};
     server->phase_ns = ll_now_ns();
     hide_memory();
+    ll_crashes_guard_thread();
     ll_control_block_signals();
 
     rc = start(server);
     if (rc == 0) {
         struct ll_stat_region *stat = server->stat.base;
         say_ready(server);
+        server->was_ready = true;
         ll_allocations_watch(&stat->v.allocations_after_ready);
         rc = ll_control_run(server->control);
         if (rc == 0)
@@ -465,8 +501,8 @@ int ll_server_run(const struct ll_config *config)
         ll_error("%s", ll_err_text());
         stop_step_thread(server);
     }
-    bool is_usage = server->setup.is_usage;
+    int failure = server->setup.is_usage ? 2 : server->was_ready && rc != -EINTR ? 3 : 1;
     take_apart(server);
     free(server);
-    return rc == 0 ? 0 : is_usage ? 2 : 1;
+    return rc == 0 ? 0 : failure;
 }

@@ -15,7 +15,7 @@
 #include "runtime/config.h"
 
 /* Exit status: 0 stopped as asked, 1 failure (told on standard error), 2 options that do not go
- * together. */
+ * together, 3 the device failed after READY: another start may help. */
 int ll_server_run(const struct ll_config *config);
 
 #endif

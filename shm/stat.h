@@ -67,6 +67,8 @@
     X(sequences_total)                                                                             \
     X(sequences_free)                                                                              \
     X(credits_reserved)                                                                            \
+    X(crashes_recent)                                                                              \
+    X(requests_quarantined)                                                                        \
     X(weights_bytes)                                                                               \
     X(load_ns)                                                                                     \
     X(ready_ns)

@@ -39,6 +39,8 @@ static const struct row table[] = {
     ROW(LL_E_UNSUPPORTED, 400,
         "This runtime cannot do what the request asks: leave the field out."),
     ROW(LL_E_DENIED, 401, "This user may not do that: ask the operator."),
+    ROW(LL_E_QUARANTINED, 400,
+        "The runtime crashed three times with this request open: it is refused for an hour."),
 };
 
 static const struct row *find(int code)

@@ -60,6 +60,7 @@ enum ll_error_code {
     LL_E_BACKEND = -1015,      /* 500 the device failed; the runtime restarts */
     LL_E_UNSUPPORTED = -1016,  /* 400 known, but this runtime cannot do it */
     LL_E_DENIED = -1017,       /* 401 this user may not do that */
+    LL_E_QUARANTINED = -1018,  /* 400 the runtime crashed three times with this request open */
 };
 
 /* "LL_E_AGAIN" for a code above, "E..." for a system error, "LL_E_?" else; static storage. */

@@ -21,6 +21,8 @@
  *   eos_permille=N  how often an end id is drawn (0)
  *   fail_at=N       polling ticket N answers a sticky error
  *   hang_at=N       ticket N is never done; error after hang_ms (5000)
+ *   fail_on=ID      a batch that computes this id answers a sticky error
+ *   abort_on=ID     a batch that computes this id ends the process, as a fault in a driver would
  *   nan_at=N        the first row of batch N has status LL_ROW_NAN
  *   verify=0|1      see F1 (1) */
 #include "kernels/fake/fake.h"
@@ -42,6 +44,7 @@
 struct settings {
     uint64_t vocab, depth, step_us, token_ns, polls, eos_permille;
     uint64_t fail_at, hang_at, hang_ms, nan_at, verify;
+    uint64_t fail_on, abort_on; /* UINT64_MAX: none */
 };
 
 struct slot {
@@ -112,12 +115,19 @@ static int parse_extra(struct settings *out, const char *extra, struct ll_text *
         const char *name;
         uint64_t *value, max;
     } keys[] = {
-        {"vocab", &out->vocab, 1u << 30},      {"depth", &out->depth, DEPTH_MAX},
-        {"step_us", &out->step_us, 60000000},  {"token_ns", &out->token_ns, 1000000000},
-        {"polls", &out->polls, 1u << 30},      {"eos_permille", &out->eos_permille, 1000},
-        {"fail_at", &out->fail_at, INT64_MAX}, {"hang_at", &out->hang_at, INT64_MAX},
-        {"hang_ms", &out->hang_ms, 1000000},   {"nan_at", &out->nan_at, INT64_MAX},
+        {"vocab", &out->vocab, 1u << 30},
+        {"depth", &out->depth, DEPTH_MAX},
+        {"step_us", &out->step_us, 60000000},
+        {"token_ns", &out->token_ns, 1000000000},
+        {"polls", &out->polls, 1u << 30},
+        {"eos_permille", &out->eos_permille, 1000},
+        {"fail_at", &out->fail_at, INT64_MAX},
+        {"hang_at", &out->hang_at, INT64_MAX},
+        {"hang_ms", &out->hang_ms, 1000000},
+        {"nan_at", &out->nan_at, INT64_MAX},
         {"verify", &out->verify, 1},
+        {"fail_on", &out->fail_on, UINT32_MAX},
+        {"abort_on", &out->abort_on, UINT32_MAX},
     };
 
     while (extra != NULL && *extra != 0) {
@@ -131,7 +141,8 @@ static int parse_extra(struct settings *out, const char *extra, struct ll_text *
         if (i == LL_COUNT(keys) || extra[n_name] != '=')
             return fail(error, LL_E_INVAL,
                         "fake: unknown option \"%.*s\"; known: vocab, depth, step_us, token_ns, "
-                        "polls, eos_permille, fail_at, hang_at, hang_ms, nan_at, verify, each =N",
+                        "polls, eos_permille, fail_at, hang_at, hang_ms, nan_at, verify, fail_on, "
+                        "abort_on, each =N",
                         (int)strcspn(extra, ","), extra);
         errno = 0;
         *keys[i].value = strtoull(extra + n_name + 1, &end, 10);
@@ -192,7 +203,12 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
                      const struct ll_model_shape *shape, struct ll_backend_caps *caps,
                      struct ll_text *error)
 {
-    struct settings settings = {.depth = 2, .polls = 1, .hang_ms = 5000, .verify = 1};
+    struct settings settings = {.depth = 2,
+                                .polls = 1,
+                                .hang_ms = 5000,
+                                .verify = 1,
+                                .fail_on = UINT64_MAX,
+                                .abort_on = UINT64_MAX};
     const size_t page_bytes = LL_PAGE_TOKENS * sizeof(uint32_t);
 
     settings.vocab = shape->n_vocab;
@@ -414,6 +430,15 @@ static void copy_batch(struct batch *out, const struct ll_batch *in)
     }
 }
 
+static bool computes(const struct ll_batch *in, uint64_t id)
+{
+    for (uint32_t i = 0; i < in->n_rows; i++)
+        for (uint32_t k = 0; in->rows[i].token != NULL && k < in->rows[i].n_tokens; k++)
+            if (in->rows[i].token[k] == id)
+                return true;
+    return false;
+}
+
 static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
                            struct ll_text *error)
 {
@@ -428,6 +453,12 @@ static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
     int rc = check_batch(device, in, error);
     if (rc < 0)
         return rc;
+
+    if (s->abort_on != UINT64_MAX && computes(in, s->abort_on))
+        abort();
+    if (s->fail_on != UINT64_MAX && computes(in, s->fail_on))
+        return fail_sticky(device, error, LL_E_BACKEND, "fake: id %llu fails, as asked for",
+                           (unsigned long long)s->fail_on);
 
     int64_t ticket = ++device->n_submitted;
     struct batch *batch = &device->batch[ticket % DEPTH_MAX];

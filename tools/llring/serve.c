@@ -1,32 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tools/llring/serve.c - `llring serve MODEL`: llringd and llring-http together. What is about HTTP
- * goes to the proxy, everything else to llringd, which prints the progress of loading.
- *
- *   SV1 The proxy is started anew when it dies; the runtime and its other clients do not notice.
- *   SV2 The runtime's end is the end: its exit code is handed on.
- *   SV3 To stop, the proxy goes first, so that its clients get their answers; then the runtime. A
- *       second signal reaches both at once. */
-#include "base/clock.h"
+/* tools/llring/serve.c - `llring serve MODEL`: llringd and llring-http together, kept running
+ * (supervise.h). What is about HTTP goes to the proxy, everything else to llringd, which prints the
+ * progress of loading. */
 #include "tools/llring/commands.h"
 #include "tools/llring/process.h"
+#include "tools/llring/supervise.h"
 #include "tools/llring/terminal.h"
 
-#include <errno.h>
-#include <signal.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <stddef.h>
 
-#define ARGUMENTS_MAX   256
-#define YOUNG_NS        (2 * LL_NS_PER_S) /* a proxy that fails so soon cannot start at all */
-#define RESTART_WAIT_US 100000
+#define ARGUMENTS_MAX 256
 
 struct serve_options {
     const char *host, *port, *uds, *metrics_alias, *http_threads, *http_slots;
     struct option_texts api_keys, origins, served_names;
     const char *socket, *log_level;
-    bool no_http;
+    bool no_http, no_restart;
     const char *ignored;
     bool is_ignored;
 };
@@ -97,6 +86,10 @@ static const struct option both_options[] = {
      AT(log_level),
      .argument = "LEVEL",
      .help = "error, warn, info or debug"},
+    {.name = "no-restart",
+     .kind = OPTION_FLAG,
+     AT(no_restart),
+     .help = "end when one of the two dies, instead of starting it anew"},
     {.name = NULL},
 };
 
@@ -158,95 +151,6 @@ static void make_arguments(const struct serve_options *o, char **operands, int n
     add(proxy, "--log-level", o->log_level);
 }
 
-struct serve {
-    const struct arguments *proxy_arguments;
-    pid_t runtime, proxy; /* 0: not running */
-    uint64_t proxy_start_ns;
-    int n_proxies, n_stops;
-    int code; /* to end with */
-};
-
-static void start_proxy(struct serve *serve)
-{
-    struct arguments arguments = *serve->proxy_arguments;
-
-    if (serve->n_proxies++ == 0 && arguments.n < ARGUMENTS_MAX)
-        arguments.text[arguments.n++] = "--print-examples";
-    serve->proxy_start_ns = ll_now_ns();
-    serve->proxy = process_start("llring-http", arguments.text, arguments.n, 0);
-    if (serve->proxy < 0)
-        serve->proxy = 0;
-}
-
-/* SV3. */
-static void stop(struct serve *serve, int signal_number)
-{
-    serve->n_stops++;
-    if (serve->proxy > 0)
-        kill(serve->proxy, signal_number);
-    if (serve->runtime > 0 && (serve->proxy == 0 || serve->n_stops > 1))
-        kill(serve->runtime, signal_number);
-}
-
-static void runtime_ended(struct serve *serve, int status)
-{
-    serve->runtime = 0;
-    if (serve->code == EXIT_OK)
-        serve->code = process_exit_code("llringd", status);
-    if (serve->n_stops++ == 0 && serve->proxy > 0)
-        kill(serve->proxy, SIGTERM);
-}
-
-static void proxy_ended(struct serve *serve, int status)
-{
-    bool is_young = ll_now_ns() - serve->proxy_start_ns < YOUNG_NS;
-
-    serve->proxy = 0;
-    if (serve->n_stops > 0) {
-        if (serve->runtime > 0)
-            kill(serve->runtime, SIGTERM);
-        return;
-    }
-    if (WIFEXITED(status) && is_young) { /* it has said why */
-        serve->code = process_exit_code("llring-http", status);
-        stop(serve, SIGTERM);
-        return;
-    }
-    fprintf(stderr, "llring: llring-http ended (%s %d); it is started anew\n",
-            WIFSIGNALED(status) ? "signal" : "status",
-            WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-    usleep(RESTART_WAIT_US);
-    start_proxy(serve);
-}
-
-static int supervise(struct serve *serve)
-{
-    sigset_t awaited;
-    int status;
-
-    sigemptyset(&awaited);
-    sigaddset(&awaited, SIGINT);
-    sigaddset(&awaited, SIGTERM);
-    sigaddset(&awaited, SIGCHLD);
-    sigprocmask(SIG_BLOCK, &awaited, NULL);
-    if (interrupts_count() > 0)
-        stop(serve, interrupts_last());
-    for (;;) {
-        pid_t ended;
-        while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
-            if (ended == serve->runtime)
-                runtime_ended(serve, status);
-            else if (ended == serve->proxy)
-                proxy_ended(serve, status);
-        }
-        if (serve->runtime == 0 && serve->proxy == 0)
-            return serve->code;
-        int signal_number = sigwaitinfo(&awaited, NULL);
-        if (signal_number == SIGINT || signal_number == SIGTERM)
-            stop(serve, signal_number);
-    }
-}
-
 /* --help: this command's options, then llringd's, which knows its own best. */
 static int help(void)
 {
@@ -260,7 +164,6 @@ static int run(const struct command *command, int argc, char **argv)
 {
     struct serve_options o = {0};
     struct arguments runtime = {.n = 0}, proxy = {.n = 0};
-    struct serve serve = {.proxy_arguments = &proxy};
     int n_operands;
     int rc = options_parse(command, argc, argv, &o, &n_operands);
 
@@ -271,13 +174,14 @@ static int run(const struct command *command, int argc, char **argv)
     if (n_operands + 16 > ARGUMENTS_MAX)
         return options_usage_error("serve", "too many arguments");
     make_arguments(&o, argv + 1, n_operands, &runtime, &proxy);
+    const struct supervise_program llringd = {
+        .name = "llringd", .arguments = runtime.text, .n = runtime.n};
+    const struct supervise_program http = {.name = o.no_http ? NULL : "llring-http",
+                                           .arguments = proxy.text,
+                                           .n = proxy.n,
+                                           .first_only = "--print-examples"};
     interrupts_catch();
-    serve.runtime = process_start("llringd", runtime.text, runtime.n, 0);
-    if (serve.runtime < 0)
-        return EXIT_FAILED;
-    if (!o.no_http)
-        start_proxy(&serve);
-    return supervise(&serve);
+    return supervise(&llringd, &http, !o.no_restart);
 }
 
 const struct command command_serve = {
