@@ -7,6 +7,7 @@ source "$1/tests/http/proxy.sh"
 socket=$scratch/llring.sock
 serve_pid=
 clean_up_serve() {
+    [ "$n_failed" = 0 ] || cat "$scratch/serve.err"
     [ -z "$serve_pid" ] || kill -KILL "$serve_pid" 2>/dev/null # its children get SIGTERM
     clean_up_proxy
 }
@@ -36,18 +37,21 @@ start_serve() {
     finish
 }
 
-# ask ID: a completion of this one id; prints the status and the body.
+# ask ID: one token after this id (no second one: it might be an id the fake device dies of); prints
+# the status and the body.
 ask() {
     python3 - "$port" "$1" <<'PYTHON'
 import json, sys, urllib.error, urllib.request
 request = urllib.request.Request(
     f"http://127.0.0.1:{sys.argv[1]}/v1/completions", headers={"Content-Type": "application/json"},
-    data=json.dumps({"prompt": [int(sys.argv[2])], "max_tokens": 3, "return_token_ids": True}).encode())
+    data=json.dumps({"prompt": [int(sys.argv[2])], "max_tokens": 1}).encode())
 try:
     with urllib.request.urlopen(request, timeout=60) as reply:
         print(reply.status, reply.read().decode())
 except urllib.error.HTTPError as error:
     print(error.code, error.headers.get("Retry-After"), error.read().decode())
+except OSError as error:
+    print("none", error)
 PYTHON
 }
 
@@ -57,9 +61,9 @@ await_serving() {
     for _ in $(seq 600); do
         case $(ask 5) in 200*) n=$((n + 1)) ;; *) n=0 ;; esac
         [ $n -lt 6 ] || return 0
+        [ -z "$serve_pid" ] || kill -0 "$serve_pid" 2>/dev/null || break
         sleep 0.02
     done
-    cat "$scratch/serve.err"
     fail "no service again within a minute"
     finish
 }
