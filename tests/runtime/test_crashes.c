@@ -222,8 +222,8 @@ static void crash_with(struct fixture *f, uint64_t lo, void (*fault)(struct ll_c
             ll_crashes_watch(&crashes, &pool) < 0)
             _exit(1);
         ll_crashes_guard_thread();
-        ll_seq_take(&pool)->request_hash = (struct ll_chain){lo, 1};
-        ll_seq_take(&pool); /* not accepted yet: no hash */
+        ll_seq_take(&pool, 0)->request_hash = (struct ll_chain){lo, 1};
+        ll_seq_take(&pool, 0); /* not accepted yet: no hash */
         fault(&crashes);
         _exit(0);
     }
