@@ -179,7 +179,7 @@ static_assert(offsetof(struct ll_seq, token) == LL_LINE_BYTES &&
               "what a step touches lies in three lines");
 
 /* Fetches those lines of a sequence whose turn comes LL_SEQ_AHEAD rows later. */
-#define LL_SEQ_AHEAD 6u
+#define LL_SEQ_AHEAD 8u
 static inline void ll_seq_prefetch(const struct ll_seq *seq)
 {
     __builtin_prefetch(&seq->index, 1);
