@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* runtime/intake.h - from doorbell to WAITING: the only reader of client-written memory.
  *
- * A turn takes at most 32 doorbells a bell and copies at most 64 KiB of prompt; a longer prompt
+ * A turn takes at most 16 doorbells a bell and copies at most 64 KiB of prompt; a longer prompt
  * goes on in the next turn, so a 128K prompt never costs a step its time. Every 10 ms (1 ms for
  * domains whose bell is not believed) it compares each client's n_submitted with the doorbells it
  * saw and scans the slots where they differ, and those of one more client in turn.
@@ -9,7 +9,7 @@
  *   N1  the word is a hint, the slot is the truth: whatever the op, the slot's state, cancel_gen
  * and stop_choice are looked at, each once N2  a generation is taken at most once: shadow.gen moves
  * forward by one, and only with a reservation for its terminal event N3  work a turn is bounded,
- * whatever clients do: 32 words a bell, 64 KiB copied, 2,048 slots scanned, 256 choices made N4  a
+ * whatever clients do: 16 words a bell, 64 KiB copied, 2,048 slots scanned, 256 choices made N4  a
  * client that sends 1,000 malformed words or slots in a second is fenced N5  a domain alone may
  * fill the queue, in requests and in tokens. Among others it may have as much of it as is free: one
  * that asks without end gets half, two a third each, and there is always room for who has nothing
@@ -25,7 +25,7 @@
 #include "shm/stat.h"
 
 #define LL_INTAKE_BYTES_TURN    65536u
-#define LL_INTAKE_WORDS_TURN    32u
+#define LL_INTAKE_WORDS_TURN    16u
 #define LL_INTAKE_SLOTS_TURN    2048u
 #define LL_INTAKE_CHOICES_TURN  256u /* sequences made for requests of several choices */
 #define LL_INTAKE_SWEEP_NS      10000000ull

@@ -155,22 +155,45 @@ void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, ui
 
 /* ---- what a step yielded ---------------------------------------------------------------------*/
 
+/* Straight into the ring: an event written in pieces and copied at once waits for the store buffer,
+ * which was half of what a token took. */
+static void write_token(struct ll_outlet *outlet, struct ll_attachment *client,
+                        const struct ll_seq *seq, const struct ll_yield *yield, uint32_t k,
+                        uint64_t now_ns)
+{
+    LL_ASSERT(client->events.prod - client->events.cons <= client->events.mask); /* O3 */
+    struct ll_event *event = ll_event_begin(&client->events);
+
+    if (event == NULL)
+        return;
+    event->type = LL_EV_TOKEN;
+    event->flags = 0;
+    event->n = 1;
+    event->choice = (uint8_t)seq->choice;
+    event->slot = (uint16_t)seq->slot;
+    event->gen = (uint16_t)seq->gen;
+    event->index = yield->index + k;
+    event->t_ns = now_ns;
+    memset(&event->u, 0, sizeof(event->u));
+    event->u.token.id = yield->token[k];
+    event->u.token.logprob = yield->logprob[k];
+    ll_event_commit(&client->events);
+    outlet->n_events++;
+    touch(outlet, client);
+}
+
 static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
                          const struct ll_yield *yield, uint64_t now_ns)
 {
     struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
 
     for (uint32_t k = 0; k < yield->n_tokens; k++) {
-        struct ll_event event = event_for(seq, LL_EV_TOKEN, yield->index + k, now_ns);
-        event.n = 1;
-        event.u.token.id = yield->token[k];
-        event.u.token.logprob = yield->logprob[k];
-        write_event(outlet, client, &event);
+        write_token(outlet, client, seq, yield, k, now_ns);
         leader->n_written++;
 
         const struct ll_ext *top = seq->n_top > 0 ? yield->top + k * seq->n_top : NULL;
         for (uint32_t i = 0; i < seq->n_top; i += LL_OUTLET_TOPS) {
-            event = event_for(seq, LL_EV_TOP, yield->index + k, now_ns);
+            struct ll_event event = event_for(seq, LL_EV_TOP, yield->index + k, now_ns);
             event.n = (uint8_t)ll_min_u64(LL_OUTLET_TOPS, seq->n_top - i);
             event.flags = i + event.n == seq->n_top ? LL_EV_LAST : 0;
             for (uint32_t j = 0; j < event.n; j++) {
@@ -214,12 +237,33 @@ static void write_scored(struct ll_outlet *outlet, struct ll_attachment *client,
     }
 }
 
+static void flush_stats(struct ll_outlet *outlet)
+{
+    struct ll_stats *stats = outlet->stats;
+
+    if (outlet->n_gaps > 0)
+        ll_hist_add_n(&stats->token_gap_ns, outlet->gap_ns, outlet->n_gaps);
+    ll_stat_add(&stats->output_tokens, outlet->n_output);
+    ll_stat_add(&stats->events_written, outlet->n_events);
+    outlet->n_gaps = outlet->n_output = outlet->n_events = 0;
+}
+
+/* Nearly all rows of a step have the gap of the row before. */
+static void count_gap(struct ll_outlet *outlet, uint64_t gap_ns)
+{
+    if (gap_ns != outlet->gap_ns && outlet->n_gaps > 0) {
+        ll_hist_add_n(&outlet->stats->token_gap_ns, outlet->gap_ns, outlet->n_gaps);
+        outlet->n_gaps = 0;
+    }
+    outlet->gap_ns = gap_ns;
+    outlet->n_gaps++;
+}
+
 static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield, uint64_t now_ns)
 {
     struct ll_seq *seq = &outlet->pool->seq[yield->seq];
     struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
     struct ll_attachment *client = outlet->client[seq->client];
-    struct ll_stats *stats = outlet->stats;
 
     LL_ASSERT(yield->n_booked <= leader->n_booked);
     leader->n_booked -= yield->n_booked;
@@ -228,19 +272,20 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
         return;
 
     LL_ASSERT(ll_outlet_row_events(seq, yield->n_tokens, yield->n_scored) <= yield->n_booked);
-    write_scored(outlet, client, seq, yield, now_ns);
+    if (yield->n_scored > 0)
+        write_scored(outlet, client, seq, yield, now_ns);
     write_tokens(outlet, client, seq, yield, now_ns);
     if (yield->n_tokens == 0)
         return;
-    ll_stat_add(&stats->output_tokens, yield->n_tokens);
+    outlet->n_output += yield->n_tokens;
     bool is_first = seq->t_last_ns == 0;
     if (!is_first)
-        ll_hist_add(&stats->token_gap_ns, now_ns - seq->t_last_ns);
+        count_gap(outlet, now_ns - seq->t_last_ns);
     seq->t_last_ns = now_ns;
     if (!is_first || leader->t_first_ns != 0) /* the one lies in a line that is touched anyway */
         return;
     leader->t_first_ns = now_ns;
-    ll_hist_add(&stats->ttft_ns, now_ns - seq->t_seen_ns);
+    ll_hist_add(&outlet->stats->ttft_ns, now_ns - seq->t_seen_ns);
 }
 
 /* ---- the end ---------------------------------------------------------------------------------*/
@@ -414,6 +459,7 @@ void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, 
             ll_seq_prefetch(&pool->seq[yields[i + LL_SEQ_AHEAD].seq]);
         publish_yield(outlet, &yields[i], now_ns);
     }
+    flush_stats(outlet);
 
     for (uint32_t i = pool->list[LL_SEQ_ENDING].first, next; i != LL_NONE; i = next) {
         struct ll_seq *seq = &pool->seq[i];

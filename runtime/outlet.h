@@ -23,6 +23,8 @@ struct ll_outlet {
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;
+    /* of the step being published: what goes to the statistics at once, not row by row */
+    uint64_t gap_ns, n_gaps, n_output, n_events;
     uint32_t n_starved;                   /* requests with starved_ns set */
     uint64_t tokens_waiting;              /* prompt tokens of requests taken that never ran yet */
     struct ll_debt_clock clock;           /* times the wakes */

@@ -64,8 +64,8 @@ void ll_scheduler_free(struct ll_scheduler *scheduler)
 
 /* ---- plan -------------------------------------------------------------------------------------*/
 
-/* Ends what was marked and what has expired. */
-static void end_due(struct ll_planning *p)
+/* Ends what was marked and what has expired. How many it looked at. */
+static uint32_t end_due(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
     struct ll_seq_pool *pool = s->pool;
@@ -77,6 +77,7 @@ static void end_due(struct ll_planning *p)
     for (; n < LL_SCHED_ENDS_MAX && (i = ll_heap_first(&s->deadlines)) != LL_NONE; n++)
         if (!ll_sched_end_if_due(s, &pool->seq[i], p->now_ns))
             break;
+    return n;
 }
 
 /* Takes back what ended ones hold; counts pages that come back when steps in flight are polled. */
@@ -98,31 +99,33 @@ static void look_at_ending(struct ll_planning *p)
             p->n_coming += pool->seq[i].n_pages;
 }
 
-static void begin(struct ll_planning *p)
+static uint32_t begin(struct ll_planning *p)
 {
     p->n_lookups = LL_SCHED_LOOKUPS_MAX;
     p->n_evict = LL_SCHED_EVICT_MAX;
     p->n_shares = LL_SCHED_SHARES_MAX;
     p->s->n_release_left = LL_SCHED_RELEASE_MAX;
     ll_sched_adopt(p->s);
-    end_due(p);
+    uint32_t n_ended = end_due(p);
     look_at_ending(p);
+    return n_ended;
 }
 
 uint32_t ll_scheduler_prepare(struct ll_scheduler *scheduler, uint64_t now_ns)
 {
     struct ll_planning p = {.s = scheduler, .now_ns = now_ns};
     const struct ll_seq_list *list = scheduler->pool->list;
-    uint32_t n_tokens = scheduler->limits.n_tokens_max, n_before = list[LL_SEQ_WAITING].n;
+    uint32_t n_tokens = scheduler->limits.n_tokens_max;
     uint32_t work = ll_kv_evict(scheduler->kv, scheduler->limits.n_slots, LL_SCHED_EVICT_MAX / 4);
 
+    work += begin(&p);
+    uint32_t n_before = list[LL_SEQ_WAITING].n;
     if (n_before == 0 || scheduler->n_free_slots == 0)
         return work;
-    begin(&p);
     n_tokens -= (uint32_t)ll_min_u64(n_tokens, list[LL_SEQ_RUNNING].n - scheduler->n_prefill);
     ll_sched_admit(&p, (uint32_t)ll_min_u64(n_tokens, scheduler->n_chunk_tokens));
     return work + (list[LL_SEQ_WAITING].n != n_before) + LL_SCHED_LOOKUPS_MAX - p.n_lookups +
-           LL_SCHED_SHARES_MAX - p.n_shares;
+           LL_SCHED_SHARES_MAX - p.n_shares + LL_SCHED_EVICT_MAX - p.n_evict;
 }
 
 void ll_scheduler_plan(struct ll_scheduler *scheduler, uint64_t now_ns, struct ll_plan *out)

@@ -9,10 +9,10 @@
 #include "runtime/scheduler.h"
 
 /* Bounds of one call, so that no queue, prefix or end costs a step its 30 us. */
-#define LL_SCHED_ENDS_MAX    128u /* marked or expired sequences ended */
-#define LL_SCHED_PASS_MAX    64u  /* starved ones set aside at admission */
-#define LL_SCHED_PARKED_MAX  16u  /* of those set aside, asked again whether they have credit */
-#define LL_SCHED_LOOKUPS_MAX 64u  /* pages looked up in the prefix cache (16 KiB of prompt) */
+#define LL_SCHED_ENDS_MAX    32u /* marked or expired sequences ended */
+#define LL_SCHED_PASS_MAX    64u /* starved ones set aside at admission */
+#define LL_SCHED_PARKED_MAX  16u /* of those set aside, asked again whether they have credit */
+#define LL_SCHED_LOOKUPS_MAX 64u /* pages looked up in the prefix cache (16 KiB of prompt) */
 #define LL_SCHED_SHARES_MAX                                                                        \
     256u                          /* pages taken from another choice, or copied prompts of a page  \
                                    */

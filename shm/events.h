@@ -45,6 +45,24 @@ int64_t ll_event_writer_room(struct ll_event_writer *writer, uint32_t wanted);
 /* Writes one event; everything of *event but seq is copied. The caller has seen room for it. */
 void ll_event_write(struct ll_event_writer *writer, const struct ll_event *event);
 
+/* The same in two halves, for who makes thousands a step: the next event's place, to be filled in
+ * but for seq (the reader has passed it, E2), NULL where nothing is written any more; then it is
+ * made valid. The caller has seen room for it. */
+static inline struct ll_event *ll_event_begin(struct ll_event_writer *writer)
+{
+    return writer->is_broken ? NULL : &writer->event[writer->prod & writer->mask];
+}
+
+static inline void ll_event_commit(struct ll_event_writer *writer)
+{
+    struct ll_event *slot = &writer->event[writer->prod & writer->mask];
+
+    writer->prod++;
+    /* Release, pairs with the acquire of seq in ll_event_read: body first, then seq. Without it
+     * the reader may copy the body of a lap ago. */
+    atomic_store_explicit(&slot->seq, (uint32_t)writer->prod, memory_order_release);
+}
+
 /* Copies the next event out; false when there is none. */
 bool ll_event_read(struct ll_event_reader *reader, struct ll_event *out);
 

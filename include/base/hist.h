@@ -47,13 +47,19 @@ static inline void ll_hist_bump(_Atomic uint64_t *word, uint64_t by)
                           memory_order_relaxed);
 }
 
-static inline void ll_hist_add(struct ll_hist *hist, uint64_t value)
+/* n times the same value. */
+static inline void ll_hist_add_n(struct ll_hist *hist, uint64_t value, uint64_t n)
 {
-    ll_hist_bump(&hist->bucket[ll_hist_bucket(value)], 1);
-    ll_hist_bump(&hist->sum, value);
+    ll_hist_bump(&hist->bucket[ll_hist_bucket(value)], n);
+    ll_hist_bump(&hist->sum, value * n);
     if (value > atomic_load_explicit(&hist->max, memory_order_relaxed))
         atomic_store_explicit(&hist->max, value, memory_order_relaxed);
-    ll_hist_bump(&hist->count, 1);
+    ll_hist_bump(&hist->count, n);
+}
+
+static inline void ll_hist_add(struct ll_hist *hist, uint64_t value)
+{
+    ll_hist_add_n(hist, value, 1);
 }
 
 /* Value below which the share q (0 .. 1) of all values lies: the middle of its bucket, or the

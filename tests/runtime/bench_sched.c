@@ -3,6 +3,7 @@
  * call of the loop apart, at its worst.
  *
  *     bench_sched [--json] [--steps N] [--replays K] [--polls N] [--load NAME]
+ *                 [--device fake|none]
  *
  * A load is played K times from the same seed and is the same each time (a hash over all events
  * must agree), so the least of K times of a step is that step without the interruptions of the
@@ -10,7 +11,8 @@
  * interruptions and all. The fake device's own submit and poll are left out, as are the clients,
  * who share the thread: their lines are near, the device's memory is in the way.
  *
- *   critical  plan + batch + apply + outlet, all of a step: what a device may wait for
+ *   critical  plan + batch + apply + outlet of a step: what a device may wait for. What the outlet
+ *             does in turns between (ends of what was cancelled meanwhile) is in the next two
  *   host      everything the loop did for a step, all its turns: also intake, prepare, wake, rest
  *   turn      the longest turn of a step: so late may an arrival or a result be seen
  *
@@ -80,6 +82,14 @@ static const struct load loads[] = {
      .cancel_every = 1,
      .n_burst = 400,
      .burst_every = 50},
+    {.name = "all-at-once",
+     .n_clients = 8,
+     .n_open = N_OPEN,
+     .n_prompt = 8,
+     .max_low = 100,
+     .max_high = 100,
+     .n_pages = N_PAGES,
+     .n_warm = 300},
     {.name = "flood",
      .n_clients = 8,
      .n_open = N_OPEN,
@@ -158,8 +168,11 @@ static bool turn(struct world *w, uint64_t *figure)
         figure[i] += lap[i] - ll_min_u64(lap[i], clock_ticks);
     figure[HOST] += all;
     figure[TURN] = ll_max_u64(figure[TURN], all);
-    figure[CRITICAL] = figure[PLAN] + figure[BATCH] + figure[APPLY] + figure[OUTLET];
-    return WORLD_STAT(w, steps) != n_steps;
+    bool has_stepped = WORLD_STAT(w, steps) != n_steps;
+    for (uint32_t i = PLAN; i <= OUTLET; i++)
+        if (i != OUTLET || has_stepped)
+            figure[CRITICAL] += lap[i] - ll_min_u64(lap[i], clock_ticks);
+    return has_stepped;
 }
 
 static void between_turns(struct world *w, bool has_stepped, uint64_t step)
@@ -312,6 +325,10 @@ static bool read_options(int argc, char **argv, struct options *o)
             o->is_json = true;
         else if (number != NULL && has_value && atoi(argv[i + 1]) > 0)
             *number = (uint32_t)atoi(argv[++i]);
+        else if (strcmp(argv[i], "--device") == 0 && has_value && strcmp(argv[i + 1], "none") == 0)
+            has_no_device = argv[++i] != NULL;
+        else if (strcmp(argv[i], "--device") == 0 && has_value && strcmp(argv[i + 1], "fake") == 0)
+            i++;
         else if (strcmp(argv[i], "--load") == 0 && has_value)
             o->load = argv[++i];
         else
@@ -327,7 +344,7 @@ int main(int argc, char **argv)
 
     if (!read_options(argc, argv, &o)) {
         fprintf(stderr, "usage: bench_sched [--json] [--steps N] [--replays N] [--polls N] "
-                        "[--load NAME], numbers above 0\n");
+                        "[--load NAME] [--device fake|none], numbers above 0\n");
         return 2;
     }
     calibrate();

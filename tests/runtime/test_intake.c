@@ -79,13 +79,15 @@ static void a_long_prompt_takes_64_kib_a_turn(void **state)
     clear();
 }
 
-static void a_turn_takes_32_words(void **state)
+static void a_turn_takes_16_words(void **state)
 {
     (void)state;
     desk_open(&desk, 80, false);
     for (uint32_t i = 0; i < 2; i++)
         for (uint32_t slot = 0; slot < 20; slot++)
             desk_submit(&desk, i, slot, 4);
+    desk_turn(&desk);
+    assert_int_equal(DESK_STAT(&desk, doorbells), 16);
     desk_turn(&desk);
     assert_int_equal(DESK_STAT(&desk, doorbells), 32);
     desk_turn(&desk);
@@ -482,7 +484,7 @@ static void a_thousand_malformed_words_a_second_fence_the_client(void **state)
     desk_turn(&desk);
     for (uint32_t n = 0; n < 999; n++) {
         assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 1, 900)));
-        if (n % 32 == 31)
+        if (n % LL_INTAKE_WORDS_TURN == LL_INTAKE_WORDS_TURN - 1)
             desk_turn(&desk);
     }
     desk_turn(&desk);
@@ -490,7 +492,7 @@ static void a_thousand_malformed_words_a_second_fence_the_client(void **state)
     desk.now_ns += LL_NS_PER_S; /* a second later the count begins anew */
     for (uint32_t n = 0; n < 999; n++) {
         assert_true(ll_bell_push(&desk.bell[0], ll_word_pack(LL_OP_SUBMIT, 0, 1, 900)));
-        if (n % 32 == 31)
+        if (n % LL_INTAKE_WORDS_TURN == LL_INTAKE_WORDS_TURN - 1)
             desk_turn(&desk);
     }
     desk_turn(&desk);
@@ -547,7 +549,7 @@ static void a_dead_client_is_gone_once_all_is_free_and_its_words_are_read(void *
     desk_turn(&desk);
     struct ll_seq *seq = desk_seq(&desk, 0, 0);
     desk_run(&desk, seq);
-    for (uint32_t n = 0; n < 40; n++) /* 32 of them are more than a turn: no "empty" answer */
+    for (uint32_t n = 0; n < 20; n++) /* more than a turn: no "empty" answer */
         desk_word(&desk, 0, LL_OP_SUBMIT, 2);
     desk_fill(&desk, 0, 2, 4);
     desk_publish(&desk, 0, 2);
@@ -586,9 +588,9 @@ static void quarantine_ends_too_when_the_bell_went_round(void **state)
     desk_open(&desk, 8, false);
     desk_word(&desk, 1, LL_OP_SUBMIT, 0);
     assert_false(ll_intake_detach(&desk.intake, &desk.client[0].a, true));
-    for (uint32_t turn = 0; turn < 8; turn++) { /* never empty: 32 a turn, 32 new ones a turn */
+    for (uint32_t turn = 0; turn < 16; turn++) { /* never empty: 16 a turn, 16 new ones a turn */
         assert_false(ll_intake_detach(&desk.intake, &desk.client[0].a, true));
-        for (uint32_t n = 0; n < 32; n++)
+        for (uint32_t n = 0; n < 16; n++)
             desk_word(&desk, 1, LL_OP_SUBMIT, n);
         desk_turn(&desk);
     }
@@ -657,7 +659,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_is_copied_whole_and_waits),
         cmocka_unit_test(a_long_prompt_takes_64_kib_a_turn),
-        cmocka_unit_test(a_turn_takes_32_words),
+        cmocka_unit_test(a_turn_takes_16_words),
         cmocka_unit_test(what_the_gate_refuses_is_told_and_forgotten),
         cmocka_unit_test(a_full_queue_answers_busy_with_a_time),
         cmocka_unit_test(a_domain_leaves_room_for_others),

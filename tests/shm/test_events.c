@@ -69,6 +69,28 @@ static void an_event_is_not_ready_before_it_is_written(void **state)
     }
 }
 
+static void an_event_made_in_place_is_not_ready_before_its_commit(void **state)
+{
+    struct fixture *f = *state;
+
+    for (uint32_t i = 0; i < 3 * N_EVENTS; i++) {
+        assert_true(ll_event_writer_room(&f->writer, 1) >= 1);
+        struct ll_event *event = ll_event_begin(&f->writer);
+        event->type = LL_EV_TOKEN;
+        event->flags = event->n = 0;
+        event->choice = 3;
+        event->slot = 7;
+        event->gen = 9;
+        event->index = i;
+        memset(event->u.raw, (int)(i & 0xff), sizeof(event->u.raw));
+        assert_false(ll_event_ready(&f->reader));
+        ll_event_commit(&f->writer);
+        read_one(f, i);
+    }
+    f->writer.is_broken = true;
+    assert_null(ll_event_begin(&f->writer));
+}
+
 static void a_full_ring_has_no_room_until_the_reader_publishes(void **state)
 {
     struct fixture *f = *state;
@@ -156,6 +178,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(an_event_is_not_ready_before_it_is_written),
+        TEST(an_event_made_in_place_is_not_ready_before_its_commit),
         TEST(a_full_ring_has_no_room_until_the_reader_publishes),
         TEST(seq_wraps_at_two_to_the_32),
         TEST(a_read_position_out_of_range_breaks_the_writer),
