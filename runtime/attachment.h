@@ -30,7 +30,7 @@ struct ll_domain {
     uint32_t n_polled;  /* its attachments that intake knows */
     bool is_swept_only; /* after three repairs the bell is not believed */
     struct ll_debt step_debt;
-    uint64_t tokens_waiting; /* its part of ll_outlet.tokens_waiting */
+    uint64_t tokens_waiting; /* its part of ll_waiting.n_tokens */
 
     /* control thread */
     bool is_used;

@@ -98,10 +98,10 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
         (struct ll_debt_clock){.now = o->clock, .spent = o->clock, .context = o->clock_context};
     ll_intake_init(&engine->intake, &engine->pool, &engine->outlet, engine->stats, &o->gate);
     if (o->n_waiting_max != 0)
-        engine->intake.n_waiting_max = o->n_waiting_max;
+        engine->outlet.waiting.n_max = o->n_waiting_max;
     engine->intake.crashes = o->crashes;
     if (o->tokens_waiting_max != 0)
-        engine->intake.tokens_waiting_max = o->tokens_waiting_max;
+        engine->outlet.waiting.tokens_max = o->tokens_waiting_max;
     if (o->waiting_share != 0)
         engine->intake.waiting_share = o->waiting_share;
     rc = ll_scheduler_init(&engine->scheduler, &o->limits, &engine->pool, &engine->kv,

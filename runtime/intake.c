@@ -20,8 +20,6 @@ void ll_intake_init(struct ll_intake *intake, struct ll_seq_pool *pool, struct l
     intake->outlet = outlet;
     intake->stats = stats;
     intake->limits = *limits;
-    intake->n_waiting_max = pool->n;
-    intake->tokens_waiting_max = UINT64_MAX;
     intake->waiting_share = LL_INTAKE_SHARE;
 }
 
@@ -63,27 +61,9 @@ static void count_malformed(struct ll_intake *intake, struct ll_attachment *clie
 
 /* ---- a new request ---------------------------------------------------------------------------*/
 
-/* A guess for BUSY: what waits, at the pace of a typical request, spread over what runs. Who is
- * refused may come back at once and often: the typical one is looked up now and then only. */
-static uint32_t retry_ms(struct ll_intake *intake, uint64_t now_ns)
+static uint64_t tenant_key(const struct ll_attachment *client, uint32_t tenant)
 {
-    const struct ll_seq_list *list = intake->pool->list;
-
-    if (now_ns >= intake->next_typical_ns) {
-        intake->next_typical_ns = now_ns + TYPICAL_NS;
-        intake->typical_ms = ll_hist_quantile(&intake->stats->request_total_ns, 0.5) / LL_NS_PER_MS;
-    }
-    uint64_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
-    uint64_t ms = n_waiting * intake->typical_ms / ll_max_u64(list[LL_SEQ_RUNNING].n, 1);
-
-    return (uint32_t)ll_min_u64(ll_max_u64(ms, 100), 10000);
-}
-
-static void say_busy(struct ll_intake *intake, uint64_t now_ns, const char *text,
-                     struct ll_refusal *why)
-{
-    *why = (struct ll_refusal){.code = LL_E_BUSY, .retry_ms = retry_ms(intake, now_ns)};
-    snprintf(why->text, sizeof(why->text), "%s", text);
+    return (uint64_t)(client->incarnation & 0x3ffu) << 48 | (uint64_t)client->id << 32 | tenant;
 }
 
 /* N5: may a domain that has n_has of the queue get n_more, n_free being free? */
@@ -96,29 +76,19 @@ static bool is_within_share(const struct ll_intake *intake, uint64_t n_has, uint
            n_has + n_more <= n_free * share / (100 - share);
 }
 
-/* For a request of n choices. Where nobody waits one is taken whatever its n: else it could never
- * be served. */
-static bool has_room(const struct ll_intake *intake, const struct ll_domain *domain, uint32_t n)
+/* Does the client's domain leave others their part of the queue, in sequences and in prompt tokens,
+ * if a request of n choices enters it? seq is counted among them already. */
+static bool leaves_room(const struct ll_intake *intake, const struct ll_domain *domain,
+                        const struct ll_seq *seq, uint32_t n)
 {
-    const struct ll_seq_list *list = intake->pool->list;
-    uint32_t n_waiting = list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n;
+    const struct ll_waiting *w = &intake->outlet->waiting;
+    uint64_t n_free = w->n_max - ll_min_u64(w->n, w->n_max);
+    uint64_t tokens_free = w->tokens_max - ll_min_u64(w->n_tokens, w->tokens_max);
 
-    if (list[LL_SEQ_FREE].n < n)
-        return false;
-    return n_waiting == 0 || (n_waiting + n <= intake->n_waiting_max &&
-                              is_within_share(intake, intake->pool->n_waiting[domain->id], n,
-                                              intake->n_waiting_max - n_waiting));
-}
-
-/* The same for the tokens of its prompt. */
-static bool has_token_room(const struct ll_intake *intake, const struct ll_domain *domain,
-                           uint32_t n_tokens)
-{
-    uint64_t n_waiting = intake->outlet->tokens_waiting, n_max = intake->tokens_waiting_max;
-
-    return n_waiting == 0 || n_max == UINT64_MAX ||
-           (n_waiting + n_tokens <= n_max &&
-            is_within_share(intake, domain->tokens_waiting, n_tokens, n_max - n_waiting));
+    return w->n == 0 ||
+           (is_within_share(intake, intake->pool->n_waiting[domain->id] - 1, n, n_free) &&
+            (w->tokens_max == UINT64_MAX ||
+             is_within_share(intake, domain->tokens_waiting, seq->n_prompt, tokens_free)));
 }
 
 /* A request in INTAKE loses all its choices but the first. */
@@ -180,24 +150,30 @@ static bool look_at_stops(struct ll_intake *intake, struct ll_seq *leader,
 }
 
 /* A sequence for a request of n choices, as far as its fixed part says; NULL: refused, *why. */
-static struct ll_seq *make_sequence(struct ll_intake *intake, const struct ll_domain *domain,
+static struct ll_seq *make_sequence(struct ll_intake *intake, struct ll_attachment *client,
                                     const struct ll_gate_limits *limits, const struct ll_req *copy,
                                     uint32_t n, uint64_t now_ns, struct ll_refusal *why)
 {
+    const struct ll_waiting *waiting = &intake->outlet->waiting;
+    uint64_t key = tenant_key(client, copy->tenant);
+
     if (intake->is_draining) {
         *why = (struct ll_refusal){LL_E_DRAINING, 0, "the runtime is stopping"};
         return NULL;
     }
-    if (!has_room(intake, domain, n)) {
-        say_busy(intake, now_ns, "requests waiting: too many", why);
+    if (intake->pool->list[LL_SEQ_FREE].n < n) {
+        *why = ll_waiting_busy(waiting, key, "requests open: too many");
         return NULL;
     }
-    struct ll_seq *seq = ll_seq_take(intake->pool, domain->id);
+    struct ll_seq *seq = ll_seq_take(intake->pool, client->domain->id);
     int rc = ll_gate_request(limits, copy, seq, why);
-    if (rc == 0 && has_token_room(intake, domain, seq->n_prompt))
+    seq->tenant_key = key;
+    if (rc == 0 && !leaves_room(intake, client->domain, seq, n)) {
+        *why = ll_waiting_busy(waiting, key, "of this user: too many wait");
+        rc = LL_E_BUSY;
+    }
+    if (rc == 0 && ll_waiting_may_enter(waiting, seq, n, now_ns, why))
         return seq;
-    if (rc == 0)
-        say_busy(intake, now_ns, "tokens waiting: too many", why);
     ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
     return NULL;
 }
@@ -227,7 +203,7 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
     }
     shadow->gen = gen;
     ll_stat_add(&intake->stats->requests_submitted, 1);
-    struct ll_seq *seq = make_sequence(intake, client->domain, &limits, &copy, n, now_ns, &why);
+    struct ll_seq *seq = make_sequence(intake, client, &limits, &copy, n, now_ns, &why);
     if (seq == NULL) {
         ll_outlet_unreserve_choices(client, n);
         ll_outlet_refuse(intake->outlet, client, index, gen, now_ns, &why);
@@ -236,15 +212,13 @@ static bool take_slot(struct ll_intake *intake, struct ll_attachment *client, ui
 
     seq->client = (uint16_t)client->id;
     seq->domain = client->domain->cache_key;
-    seq->tenant_key =
-        (uint64_t)(client->incarnation & 0x3ffu) << 48 | (uint64_t)client->id << 32 | seq->tenant;
     seq->slot = (uint16_t)index;
     seq->gen = gen;
     seq->t_seen_ns = now_ns;
     *shadow = (struct ll_shadow){gen, LL_SHADOW_COPYING, seq->index};
     client->n_open++;
     client->n_seqs += n;
-    ll_outlet_count_waiting(intake->outlet, seq, true);
+    ll_outlet_enter_queue(intake->outlet, seq, n, now_ns);
     intake->n_choices_left -= n > 1 ? n : 0;
     ll_seq_fork(intake->pool, seq, n);
     return true;
@@ -486,7 +460,7 @@ static bool copy_some(struct ll_intake *intake, struct ll_seq *seq, uint32_t *n_
         client->shadow[seq->slot].phase = LL_SHADOW_IDLE;
         client->n_open--;
         client->n_seqs--;
-        ll_outlet_count_waiting(intake->outlet, seq, false);
+        ll_outlet_leave_queue(intake->outlet, seq, now_ns, false);
         ll_outlet_refuse(intake->outlet, client, seq->slot, seq->gen, now_ns, &why);
         ll_seq_move(intake->pool, seq, LL_SEQ_FREE);
         return true;
@@ -657,5 +631,5 @@ void ll_intake_check(const struct ll_intake *intake)
     uint64_t n_tokens = 0;
     for (uint32_t i = 0; i < intake->n_domains; i++)
         n_tokens += intake->domain[i]->tokens_waiting;
-    LL_ASSERT(n_tokens == intake->outlet->tokens_waiting);
+    LL_ASSERT(n_tokens == intake->outlet->waiting.n_tokens);
 }

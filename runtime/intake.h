@@ -11,9 +11,10 @@
  * forward by one, and only with a reservation for its terminal event N3  work a turn is bounded,
  * whatever clients do: 16 words a bell, 64 KiB copied, 2,048 slots scanned, 256 choices made N4  a
  * client that sends 1,000 malformed words or slots in a second is fenced N5  a domain alone may
- * fill the queue, in requests and in tokens. Among others it may have as much of it as is free: one
- * that asks without end gets half, two a third each, and there is always room for who has nothing
- * waiting (other shares than 50 %: likewise) */
+ * fill the queue, in requests and in tokens, but for what its tenants leave each other (waiting.h).
+ * Among others it may have as much of it as is free: one that asks without end gets half, two a
+ * third each, and there is always room for who has nothing waiting (other shares than 50 %:
+ * likewise) */
 #ifndef RUNTIME_INTAKE_H
 #define RUNTIME_INTAKE_H
 
@@ -43,10 +44,7 @@ struct ll_intake {
     struct ll_outlet *outlet;
     struct ll_stats *stats;
     struct ll_gate_limits limits;
-    uint32_t n_waiting_max; /* sequences: a request counts for each of its choices */
-    uint64_t tokens_waiting_max;
-    uint32_t waiting_share;               /* percent, 1 .. 100; N5 */
-    uint64_t typical_ms, next_typical_ns; /* how long a request takes, for BUSY */
+    uint32_t waiting_share; /* percent, 1 .. 100; N5 */
     bool is_draining;
     const struct ll_crashes *crashes; /* NULL: none */
 

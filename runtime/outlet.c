@@ -19,6 +19,7 @@ void ll_outlet_init(struct ll_outlet *outlet, struct ll_seq_pool *pool, struct l
     outlet->pool = pool;
     outlet->stats = stats;
     outlet->to_control = to_control;
+    ll_waiting_init(&outlet->waiting, pool->n, UINT64_MAX);
 }
 
 void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client)
@@ -102,13 +103,20 @@ void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int
 
 /* ---- phases ----------------------------------------------------------------------------------*/
 
-void ll_outlet_count_waiting(struct ll_outlet *outlet, const struct ll_seq *leader, bool begins)
+void ll_outlet_enter_queue(struct ll_outlet *outlet, struct ll_seq *leader, uint32_t n_choices,
+                           uint64_t now_ns)
 {
-    struct ll_domain *domain = outlet->client[leader->client]->domain;
-    uint64_t n_tokens = begins ? leader->n_prompt : -(uint64_t)leader->n_prompt;
+    outlet->client[leader->client]->domain->tokens_waiting += leader->n_prompt;
+    ll_waiting_enter(&outlet->waiting, leader, n_choices, now_ns);
+}
 
-    outlet->tokens_waiting += n_tokens;
-    domain->tokens_waiting += n_tokens;
+void ll_outlet_leave_queue(struct ll_outlet *outlet, struct ll_seq *leader, uint64_t now_ns,
+                           bool has_started)
+{
+    if (!leader->has_place)
+        return;
+    outlet->client[leader->client]->domain->tokens_waiting -= leader->n_prompt;
+    ll_waiting_leave(&outlet->waiting, leader, now_ns, has_started);
 }
 
 void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_phase phase,
@@ -126,7 +134,7 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
         seq->t_run_ns = now_ns;
         if (!leader->has_run) {
             leader->has_run = true;
-            ll_outlet_count_waiting(outlet, leader, false);
+            ll_outlet_leave_queue(outlet, leader, now_ns, true);
             ll_hist_add(&outlet->stats->queue_ns, now_ns - seq->t_seen_ns);
         }
     }
@@ -241,8 +249,10 @@ static void flush_stats(struct ll_outlet *outlet)
 {
     struct ll_stats *stats = outlet->stats;
 
-    if (outlet->n_gaps > 0)
+    if (outlet->n_gaps > 0) {
         ll_hist_add_n(&stats->token_gap_ns, outlet->gap_ns, outlet->n_gaps);
+        ll_waiting_learn_gap(&outlet->waiting, outlet->gap_ns);
+    }
     ll_stat_add(&stats->output_tokens, outlet->n_output);
     ll_stat_add(&stats->events_written, outlet->n_events);
     outlet->n_gaps = outlet->n_output = outlet->n_events = 0;
@@ -286,6 +296,8 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
         return;
     leader->t_first_ns = now_ns;
     ll_hist_add(&outlet->stats->ttft_ns, now_ns - seq->t_seen_ns);
+    ll_waiting_learn_first(&outlet->waiting, now_ns - seq->t_run_ns,
+                           seq->n_prompt - leader->n_cached);
 }
 
 /* ---- the end ---------------------------------------------------------------------------------*/
@@ -374,8 +386,9 @@ static void tell_request(struct ll_outlet *outlet, struct ll_seq *leader, uint64
 
     ll_outlet_unstarve(outlet, leader);
     LL_ASSERT(shadow->sequence == leader->index && shadow->phase != LL_SHADOW_IDLE);
-    if (!leader->has_run)
-        ll_outlet_count_waiting(outlet, leader, false);
+    ll_outlet_leave_queue(outlet, leader, now_ns, false);
+    if (is_good(end))
+        ll_waiting_learn_end(&outlet->waiting, leader, now_ns);
     shadow->phase = LL_SHADOW_IDLE;
     client->n_open--;
     LL_ASSERT(client->credits_reserved > 0);
@@ -444,7 +457,7 @@ static void set_gauges(struct ll_outlet *outlet)
 
     ll_stat_set(&outlet->stats->requests_running, list[LL_SEQ_RUNNING].n);
     ll_stat_set(&outlet->stats->requests_waiting, list[LL_SEQ_WAITING].n + list[LL_SEQ_INTAKE].n);
-    ll_stat_set(&outlet->stats->tokens_waiting, outlet->tokens_waiting);
+    ll_stat_set(&outlet->stats->tokens_waiting, outlet->waiting.n_tokens);
     ll_stat_set(&outlet->stats->sequences_total, outlet->pool->n);
     ll_stat_set(&outlet->stats->sequences_free, list[LL_SEQ_FREE].n);
 }
@@ -541,7 +554,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
     const struct ll_seq_pool *pool = outlet->pool;
     int64_t reserved[LL_ATTACHMENTS_MAX] = {0};
     uint32_t n_open[LL_ATTACHMENTS_MAX] = {0}, n_seqs[LL_ATTACHMENTS_MAX] = {0};
-    uint64_t n_untold = 0, tokens_waiting = 0;
+    uint64_t n_untold = 0;
     uint32_t n_starved = 0;
 
     for (uint32_t i = 0; i < pool->n; i++) {
@@ -561,8 +574,6 @@ void ll_outlet_check(const struct ll_outlet *outlet)
             (int64_t)seq->n_booked + is_open + (has_choices ? (int64_t)seq->n_untold : 0); /* O1 */
         n_open[seq->client] += is_open;
         n_untold += is_open && seq->state != LL_SEQ_INTAKE;
-        if (is_open && !seq->has_run)
-            tokens_waiting += seq->n_prompt;
     }
     for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {
         const struct ll_attachment *client = outlet->client[i];
@@ -577,7 +588,8 @@ void ll_outlet_check(const struct ll_outlet *outlet)
                   client->events.prod - client->events.cons + (uint64_t)reserved[i] <=
                       (uint64_t)client->events.mask + 1);
     }
-    LL_ASSERT(tokens_waiting == outlet->tokens_waiting && n_starved == outlet->n_starved);
+    LL_ASSERT(n_starved == outlet->n_starved);
+    ll_waiting_check(&outlet->waiting, pool);
     LL_ASSERT(ll_stat_get(&s->requests_submitted) == ll_stat_get(&s->requests_rejected) +
                                                          ll_stat_get(&s->requests_accepted) +
                                                          pool->list[LL_SEQ_INTAKE].n);

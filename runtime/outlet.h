@@ -16,6 +16,7 @@
 #include "runtime/gate.h"
 #include "runtime/mailbox.h"
 #include "runtime/sequence.h"
+#include "runtime/waiting.h"
 #include "shm/stat.h"
 
 struct ll_outlet {
@@ -26,7 +27,7 @@ struct ll_outlet {
     /* of the step being published: what goes to the statistics at once, not row by row */
     uint64_t gap_ns, n_gaps, n_output, n_events;
     uint32_t n_starved;                   /* requests with starved_ns set */
-    uint64_t tokens_waiting;              /* prompt tokens of requests taken that never ran yet */
+    struct ll_waiting waiting;            /* requests taken that never ran yet */
     struct ll_debt_clock clock;           /* times the wakes */
     uint32_t touched[LL_ATTACHMENTS_MAX]; /* clients written to and not looked at yet, each once */
     uint32_t n_touched;
@@ -45,8 +46,11 @@ void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client);
 /* The most choices that a request of this client can have: a terminal event and one each fit its
  * ring beside the terminal events of its other slots and a row. >= 1. */
 uint32_t ll_outlet_choices_max(const struct ll_attachment *client);
-/* A request begins to wait, or does not any more: it ran, or has ended. seq leads it. */
-void ll_outlet_count_waiting(struct ll_outlet *outlet, const struct ll_seq *leader, bool begins);
+/* A request of n choices begins to wait; does not any more: has_started, or it has ended. */
+void ll_outlet_enter_queue(struct ll_outlet *outlet, struct ll_seq *leader, uint32_t n_choices,
+                           uint64_t now_ns);
+void ll_outlet_leave_queue(struct ll_outlet *outlet, struct ll_seq *leader, uint64_t now_ns,
+                           bool has_started);
 
 /* Can one more request of n choices be promised a terminal event, and where n > 1 one a choice?
  * Reserves them. Of more than one choice only if the other slots' can be promised too, and a row.

@@ -164,6 +164,9 @@ struct ll_seq {
     bool is_lost;          /* marks of the request: its client is gone */
     bool is_cancelled;     /* op CANCEL */
     bool has_run;          /* a choice has */
+    bool has_place;        /* among those that wait (waiting.h), with */
+    uint8_t place_n;       /* so many choices */
+    uint32_t place_work;   /* and what they were foreseen to cost, in tokens */
 
     enum ll_end request_end; /* NONE: as its choices end */
     int32_t request_code;    /* LL_E_*, with FAILED */

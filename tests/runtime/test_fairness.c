@@ -143,7 +143,8 @@ static void who_waits_past_the_deadline_expires_at_once(void **state)
     uint64_t deadline_ns = rig.now_ns + 2 * LL_NS_PER_MS;
     for (uint32_t i = 0; i < 250; i++) {
         spec.seed++;
-        spec.deadline_ns = i % 5 == 0 ? deadline_ns : 0;
+        spec.deadline_ns = i < 50 ? deadline_ns : 0;
+        spec.max_tokens = i < 50 ? 1 : 800; /* by itself it could make it: it is let in */
         rig_submit(&rig, 0, &spec);
     }
     while (rig.now_ns < deadline_ns + 200 * LL_NS_PER_US) {

@@ -50,7 +50,7 @@ static void a_request_is_copied_whole_and_waits(void **state)
     assert_int_equal(atomic_load(&desk.client[1].rst[3].state), 1u << 8 | LL_PHASE_ACCEPTED);
     memset(desk.client[1].arena, 0xff, 8192); /* the client's again: the copy stays */
     assert_int_equal(seq->token[99], 99 * 7 + 3);
-    assert_int_equal(desk.outlet.tokens_waiting, 100);
+    assert_int_equal(desk.outlet.waiting.n_tokens, 100);
     assert_int_equal(DESK_STAT(&desk, requests_accepted), 1);
     assert_int_equal(DESK_STAT(&desk, prompt_tokens), 100);
     clear();
@@ -138,7 +138,7 @@ static void what_the_gate_refuses_is_told_and_forgotten(void **state)
     assert_int_equal(DESK_STAT(&desk, requests_submitted), 4);
     assert_int_equal(DESK_STAT(&desk, requests_rejected), 4);
     assert_int_equal(desk.pool.list[LL_SEQ_FREE].n, 8);
-    assert_int_equal(desk.outlet.tokens_waiting, 0);
+    assert_int_equal(desk.outlet.waiting.n_tokens, 0);
     desk_submit(&desk, 0, 0, 10); /* the slot is good as new */
     desk_turn(&desk);
     assert_int_equal(desk_seq(&desk, 0, 0)->state, LL_SEQ_WAITING);
@@ -149,7 +149,7 @@ static void a_full_queue_answers_busy_with_a_time(void **state)
 {
     (void)state;
     desk_open(&desk, 8, false);
-    desk.intake.n_waiting_max = 2;
+    desk.outlet.waiting.n_max = 2;
     for (uint32_t slot = 0; slot < 3; slot++)
         desk_submit(&desk, 0, slot, 10);
     desk_turn(&desk);
@@ -159,8 +159,8 @@ static void a_full_queue_answers_busy_with_a_time(void **state)
     assert_true(event.u.error.retry_ms >= 100 && event.u.error.retry_ms <= 10000);
     assert_string_equal(event.u.error.text, "requests waiting: too many");
 
-    desk.intake.n_waiting_max = 8;
-    desk.intake.tokens_waiting_max = 100;
+    desk.outlet.waiting.n_max = 8;
+    desk.outlet.waiting.tokens_max = 100;
     desk_submit(&desk, 1, 0, 81); /* 20 wait already */
     desk_submit(&desk, 1, 1, 80);
     desk_turn(&desk);
@@ -176,7 +176,7 @@ static void a_full_queue_answers_busy_with_a_time(void **state)
     clear();
 
     desk_open(&desk, 2, false); /* alone, a request of any length is taken */
-    desk.intake.tokens_waiting_max = 100;
+    desk.outlet.waiting.tokens_max = 100;
     desk_submit(&desk, 0, 0, 500);
     desk_turn(&desk);
     assert_int_equal(desk_seq(&desk, 0, 0)->state, LL_SEQ_WAITING);
@@ -204,7 +204,7 @@ static void a_domain_leaves_room_for_others(void **state)
 {
     (void)state;
     desk_open(&desk, 16, true);
-    desk.intake.n_waiting_max = 12;
+    desk.outlet.waiting.n_max = 12;
     assert_int_equal(desk.intake.n_domains, DESK_CLIENTS);
     assert_int_equal(count_busy(0, 0, 12, 10), 6); /* half */
     assert_int_equal(count_busy(1, 0, 12, 10), 9); /* half of what was left */
@@ -215,23 +215,23 @@ static void a_domain_leaves_room_for_others(void **state)
     clear();
 
     desk_open(&desk, 16, true); /* tokens */
-    desk.intake.tokens_waiting_max = 1000;
+    desk.outlet.waiting.tokens_max = 1000;
     assert_int_equal(count_busy(0, 0, 9, 100), 4);
     assert_int_equal(count_busy(1, 0, 1, 500), 0); /* has nothing waiting */
     assert_int_equal(count_busy(1, 1, 2, 1), 1);
     clear();
 
     desk_open(&desk, 16, true); /* another share: 80 % of 10 */
-    desk.intake.n_waiting_max = 10;
+    desk.outlet.waiting.n_max = 10;
     desk.intake.waiting_share = 80;
     assert_int_equal(count_busy(0, 0, 10, 10), 2);
     desk.intake.waiting_share = 100;
-    assert_int_equal(count_busy(0, 8, 12, 10), 2);
+    assert_int_equal(count_busy(0, 8, 12, 10), 3); /* a place for another tenant of it */
     clear();
 
     desk_open(&desk, 16, false); /* one domain has it all */
-    desk.intake.n_waiting_max = 12;
-    assert_int_equal(count_busy(0, 0, 14, 10), 2);
+    desk.outlet.waiting.n_max = 12;
+    assert_int_equal(count_busy(0, 0, 14, 10), 3); /* but for a place for another tenant */
     clear();
 }
 
@@ -303,7 +303,7 @@ static void a_cancel_while_the_prompt_is_copied_ends_it(void **state)
     assert_int_equal(event.u.finish.n_out, 0);
     assert_int_equal(DESK_STAT(&desk, requests_accepted), 1);
     assert_int_equal(DESK_STAT(&desk, requests_cancelled), 1);
-    assert_int_equal(desk.outlet.tokens_waiting, 0);
+    assert_int_equal(desk.outlet.waiting.n_tokens, 0);
     clear();
 }
 

@@ -87,7 +87,7 @@ static struct ll_seq *arrive(uint32_t n_prompt, uint32_t max_tokens)
     *shadow = (struct ll_shadow){.phase = LL_SHADOW_ACCEPTED, .sequence = seq->index};
     f.client.a.n_open++;
     f.client.a.n_seqs++;
-    f.outlet.tokens_waiting += n_prompt;
+    ll_waiting_enter(&f.outlet.waiting, seq, seq->n_choices, f.now_ns);
     ll_outlet_phase(&f.outlet, seq, LL_PHASE_ACCEPTED, f.now_ns);
     ll_seq_move(&f.pool, seq, LL_SEQ_WAITING);
     return seq;

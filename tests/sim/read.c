@@ -217,11 +217,11 @@ static bool may_stall(const struct sim_world *w, const struct sim_client *client
            w->now_ns - w->last_jump_ns <= w->k.stall_ns + 100 * LL_NS_PER_MS;
 }
 
-static bool may_be_busy(const struct sim_world *w)
+static bool may_be_busy(const struct sim_world *w, const struct sim_request *r)
 {
     const struct sim_knobs *k = &w->k;
 
-    return k->n_waiting_max != 0 || k->tokens_waiting_max != 0 ||
+    return k->n_waiting_max != 0 || k->tokens_waiting_max != 0 || r->sent.deadline_ns != 0 ||
            k->n_sequences < 2 * k->n_clients * k->n_slots * k->n_choices_max;
 }
 
@@ -232,7 +232,7 @@ static void take_error(struct sim_world *w, struct sim_client *client, struct si
     bool is_right = false;
 
     if (code == LL_E_BUSY) {
-        is_right = may_be_busy(w) && e->u.error.retry_ms >= 1 && r->n_events == 0;
+        is_right = may_be_busy(w, r) && e->u.error.retry_ms >= 1 && r->n_events == 0;
         client->busy_until = w->step + sim_draw(w, 60);
         w->n.busy++;
     } else if (code == LL_E_DRAINING) {

@@ -4,39 +4,43 @@
  *   trace FILE                        a workload file
  *   trace --mix mixed --load 0.8      128 to 8K-token prompts at 80 % of what the device can do
  *   trace --mix mixed --load 10       ten times as much
- *   trace --mix fair                  one tenant of eight offers 100 times what the others do
+ *   trace --mix fair --load 20        one tenant of eight offers 100 times what the others do
  *   trace --mix shared                a system prompt of 2,048 tokens before each question
- *   --write prints the workload instead of playing it; --seconds, --seed, and the limits as
- *   llringd has them: --max-num-seqs, --max-num-batched-tokens, --max-itl-ms,
- *   --no-prefix-caching
+ *   trace --check                     these four against what is promised: status 1 when missed
+ *   --max-itl-ms N plays without a time budget and then, the same arrivals, with one of N;
+ *   --deadline-ms N gives each request so long from its arrival; --write prints the workload
+ *   instead of playing it; --seconds, --seed; --max-num-seqs, --max-num-batched-tokens,
+ *   --no-prefix-caching: as llringd has them
  *
- * What the device can do is measured first: the same mix, far too much of it. Exit status 1: a
- * request was accepted and then dropped. */
+ * What the device can do is measured first (trace.h). Exit status 1: a request was accepted and
+ * then dropped, which is what an end by its deadline is, too. */
 #include "tests/sim/trace.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* More than any mix can be served: requests a second, for the calibration. */
+/* For the calibration, whose requests all arrive at once: more of them than any mix can be served
+ * within its seconds. */
 #define FLOOD_S           400.0
 #define CALIBRATE_SECONDS 40.0
 
 struct options {
     const char *file, *mix;
     double load, seconds;
-    uint64_t seed;
-    bool writes;
+    uint64_t seed, deadline_ns;
+    bool writes, checks;
     struct trace_setup setup;
 };
 
 static _Noreturn void usage(const char *what)
 {
     fprintf(stderr,
-            "%s%susage: trace FILE | --mix mixed|shared|fair [--load X] [--seconds N] [--seed N] "
-            "[--write]\n  [--max-num-seqs N] [--max-num-batched-tokens N] [--max-itl-ms N] "
-            "[--no-prefix-caching]\n",
+            "%s%susage: trace FILE | --mix mixed|shared|fair | --check\n  [--load X] [--seconds N] "
+            "[--seed N] [--deadline-ms N] [--write] [--max-itl-ms N]\n  [--max-num-seqs N] "
+            "[--max-num-batched-tokens N] [--no-prefix-caching]\n",
             what, what[0] ? "\n" : "");
     exit(2);
 }
@@ -85,6 +89,10 @@ static struct options parse(int argc, char **argv)
             o.setup.n_tokens_max = (uint32_t)number(argc, argv, ++i);
         else if (strcmp(a, "--max-itl-ms") == 0)
             o.setup.max_itl_ns = (uint64_t)(number(argc, argv, ++i) * 1e6);
+        else if (strcmp(a, "--deadline-ms") == 0)
+            o.deadline_ns = (uint64_t)(number(argc, argv, ++i) * 1e6);
+        else if (strcmp(a, "--check") == 0)
+            o.checks = true;
         else if (strcmp(a, "--no-prefix-caching") == 0)
             o.setup.has_prefix_cache = false;
         else if (strcmp(a, "--write") == 0)
@@ -94,8 +102,10 @@ static struct options parse(int argc, char **argv)
         else
             usage(a);
     }
-    if ((o.file == NULL) == (o.mix == NULL) || (o.mix != NULL && !trace_is_mix(o.mix)))
+    if ((o.file != NULL) + (o.mix != NULL) + o.checks != 1)
         usage("");
+    if (o.mix != NULL && !trace_is_mix(o.mix))
+        usage(o.mix);
     return o;
 }
 
@@ -115,7 +125,8 @@ static double ms_at(const uint64_t *sorted, size_t n, double q)
     return n == 0 ? 0 : (double)sorted[at < n ? at : n - 1] * 1e-6;
 }
 
-static void print_class(const struct trace_load *load, struct trace_result *result, uint32_t id)
+/* p99 of the gaps between tokens over their median. */
+static double print_class(const struct trace_load *load, struct trace_result *result, uint32_t id)
 {
     struct trace_gaps *gaps = &result->gaps[id];
     uint64_t *ttft = calloc(load->n + 1, sizeof(*ttft));
@@ -139,6 +150,7 @@ static void print_class(const struct trace_load *load, struct trace_result *resu
            ms_at(gaps->ns, gaps->n, 0.9), p99, ms_at(gaps->ns, gaps->n, 1.0),
            p50 > 0 ? p99 / p50 : 0);
     free(ttft);
+    return p50 > 0 ? p99 / p50 : 0;
 }
 
 /* (sum x)^2 / (n sum x^2): 1 where all got the same. */
@@ -154,16 +166,31 @@ static double jain(const struct trace_result *result, uint32_t n)
     return squares > 0 ? sum * sum / (n * squares) : 0;
 }
 
-/* How many were accepted and then dropped. */
-static uint32_t print_totals(const struct trace_load *load, const struct trace_result *result)
+/* What the device can do: requests, output tokens, output and prompt tokens. */
+struct capacity {
+    double requests_s, tokens_s, work_s;
+};
+
+/* What a play came to. */
+struct verdict {
+    double gap_ratio; /* of the class with the largest */
+    double goodput;   /* of what the device can do; 0 for a workload file */
+    double work;      /* the same, prompt tokens counted, too */
+    double jain;
+    double cached;  /* of shared prompt tokens */
+    uint32_t n_bad; /* accepted and then dropped */
+};
+
+static void print_totals(const struct trace_load *load, const struct trace_result *result,
+                         const struct capacity *capacity, struct verdict *verdict)
 {
     uint64_t n_tokens = 0, n_prompt = 0, n_cached = 0, n_shared = 0, n_busy = 0;
-    uint32_t n_expired = 0, n_dropped = 0, n_refused = 0, n_open = 0;
+    uint32_t n_expired = 0, n_dropped = 0, n_refused = 0, n_outside = 0;
 
     for (uint32_t i = 0; i < load->n; i++) {
         const struct trace_request *r = &load->request[i];
         n_busy += r->n_busy;
-        n_open += !r->has_ended;
+        n_outside += !r->has_ended;
         if (!r->has_ended)
             continue;
         if (r->code == LL_E_DEADLINE)
@@ -180,16 +207,24 @@ static uint32_t print_totals(const struct trace_load *load, const struct trace_r
     }
     for (uint32_t i = 0; i < load->n_tenants; i++)
         n_tokens += result->tokens_by[i];
-    double window_s = (double)load->end_ns * 1e-9;
-    printf("goodput %.0f output tokens/s; expired %u, accepted and then dropped %u, given up %u, "
-           "told to wait %llu times, open at the end %u\n",
-           (double)n_tokens / (window_s > 0 ? window_s : 1), n_expired, n_dropped, n_refused,
-           (unsigned long long)n_busy, n_open);
+    double window_s = (double)load->end_ns * 0.5e-9, tokens_s = (double)n_tokens / window_s;
+    double work_s = tokens_s + (double)result->n_good_prompt / window_s;
+    if (capacity != NULL) {
+        verdict->goodput = tokens_s / capacity->tokens_s;
+        verdict->work = work_s / capacity->work_s;
+    }
+    printf("goodput %.0f output tokens/s, with their prompts %.0f", tokens_s, work_s);
+    if (capacity != NULL)
+        printf(" (%.1f %%, %.1f %% of what the device can do)", 100 * verdict->goodput,
+               100 * verdict->work);
+    printf("; accepted and then dropped: expired %u, failed %u; never accepted %u + %u at the end, "
+           "told to wait %llu times\n",
+           n_expired, n_dropped, n_refused, n_outside, (unsigned long long)n_busy);
     printf("from the cache: %.1f %% of prompt tokens", n_prompt ? 100.0 * n_cached / n_prompt : 0);
     if (n_shared > 0)
         printf(", %.1f %% of shared ones", 100.0 * n_cached / n_shared);
     if (load->n_tenants > 1) {
-        printf("; Jain index of %u tenants %.4f, output tokens of each:", load->n_tenants,
+        printf("; Jain index of %u tenants %.4f, goodput of each:", load->n_tenants,
                jain(result, load->n_tenants));
         for (uint32_t i = 0; i < load->n_tenants; i++)
             printf(" %llu", (unsigned long long)result->tokens_by[i]);
@@ -198,75 +233,159 @@ static uint32_t print_totals(const struct trace_load *load, const struct trace_r
            (unsigned long long)result->n_steps, result->seconds,
            100e-9 * (double)result->busy_ns / result->seconds,
            (unsigned long long)result->n_preemptions);
-    return n_dropped;
+    verdict->jain = jain(result, load->n_tenants);
+    verdict->cached = n_shared > 0 ? (double)n_cached / n_shared : 0;
+    verdict->n_bad = n_expired + n_dropped;
 }
 
-static void free_result(struct trace_result *result)
+/* Plays a workload from its beginning. */
+static struct verdict play(struct trace_load *load, const struct trace_setup *setup,
+                           const struct capacity *capacity)
 {
+    struct verdict verdict = {0};
+    struct trace_result result;
+
+    trace_again(load);
+    trace_run(load, setup, &result);
+    if (setup->max_itl_ns != 0)
+        printf("time budget %.1f ms\n", (double)setup->max_itl_ns * 1e-6);
+    else
+        printf("no time budget\n");
+    printf("%-8s %8s %26s  %9s %s\n", "", "", "time to first token [ms]", "", "token gap [ms]");
+    printf("%-8s %8s %8s %8s %8s  %9s %7s %7s %7s %7s %6s\n", "class", "finished", "p50", "p99",
+           "max", "tokens", "p50", "p90", "p99", "max", "99/50");
+    for (uint32_t i = 0; i < load->n_classes; i++)
+        verdict.gap_ratio = fmax(verdict.gap_ratio, print_class(load, &result, i));
+    print_totals(load, &result, capacity, &verdict);
+    fflush(stdout);
     for (uint32_t i = 0; i < TRACE_CLASSES_MAX; i++)
-        free(result->gaps[i].ns);
+        free(result.gaps[i].ns);
+    return verdict;
 }
 
-struct capacity {
-    double requests_s, tokens_s;
-};
-
-/* What the device ends a second when there is always more than enough. The first half fills it. */
-static struct capacity calibrate(const struct options *o)
+/* What the device delivers with no limit but its own: everything arrives at once and may wait. */
+static struct capacity calibrate(const struct options *o, const char *mix)
 {
+    struct trace_setup setup = o->setup;
     struct trace_load load;
     struct trace_result result;
-    uint64_t from_ns = (uint64_t)(CALIBRATE_SECONDS / 2 * 1e9), n_tokens = 0;
-    uint32_t n = 0;
+    double window_s = CALIBRATE_SECONDS / 2;
 
-    trace_generate(&load, o->mix, FLOOD_S, CALIBRATE_SECONDS, o->seed + 1000);
-    trace_run(&load, &o->setup, true, &result);
-    for (uint32_t i = 0; i < load.n; i++) {
-        const struct trace_request *r = &load.request[i];
-        if (!r->has_ended || r->code != 0 || r->end_ns < from_ns)
-            continue;
-        n++;
-        n_tokens += r->n_got;
-    }
-    free_result(&result);
+    trace_generate(&load, mix, FLOOD_S, CALIBRATE_SECONDS, o->seed + 1000);
+    for (uint32_t i = 0; i < load.n; i++)
+        load.request[i].arrival_ns = 0;
+    load.is_cut = true;
+    setup.max_itl_ns = 0;
+    setup.n_waiting_max = TRACE_WAITING_ALL;
+    trace_run(&load, &setup, &result);
+    for (uint32_t i = 0; i < TRACE_CLASSES_MAX; i++)
+        free(result.gaps[i].ns);
     trace_free(&load);
-    return (struct capacity){n / (CALIBRATE_SECONDS / 2),
-                             (double)n_tokens / (CALIBRATE_SECONDS / 2)};
+    return (struct capacity){(double)result.n_ended / window_s, (double)result.n_tokens / window_s,
+                             (double)(result.n_tokens + result.n_prompt) / window_s};
+}
+
+/* Requests of a mix arrive at `share` of what the device can do. */
+static void offer(struct trace_load *load, const struct options *o, const char *mix,
+                  const struct capacity *capacity, double share)
+{
+    double arrive_s = share * capacity->requests_s;
+
+    trace_generate(load, mix, arrive_s, o->seconds, o->seed);
+    load->is_cut = share >= 1; /* else the end would not come */
+    for (uint32_t i = 0; o->deadline_ns != 0 && i < load->n; i++)
+        load->request[i].deadline_ns = load->request[i].arrival_ns + o->deadline_ns;
+    fprintf(o->writes ? stderr : stdout,
+            "%s: the device can do %.1f requests/s, %.0f output tokens/s; %.1f requests/s arrive "
+            "(%.0f %%) for %.0f s\n",
+            mix, capacity->requests_s, capacity->tokens_s, arrive_s, 100 * share, o->seconds);
+}
+
+/* ---- what is promised -------------------------------------------------------------------------*/
+
+#define CHECK_ITL_MS      5.0
+#define CHECK_DEADLINE_MS 20000.0
+
+static int promise(bool is_kept, const char *what, double value)
+{
+    printf("%s %s: %.4f\n\n", is_kept ? "kept  " : "MISSED", what, value);
+    return is_kept ? 0 : 1;
+}
+
+static int check(struct options o)
+{
+    const uint64_t itl_ns = (uint64_t)(CHECK_ITL_MS * 1e6);
+    struct trace_load load;
+    struct verdict v;
+    int n_missed = 0;
+
+    struct capacity mixed = calibrate(&o, "mixed");
+    offer(&load, &o, "mixed", &mixed, 0.8);
+    play(&load, &o.setup, &mixed);
+    o.setup.max_itl_ns = itl_ns;
+    v = play(&load, &o.setup, &mixed);
+    n_missed +=
+        promise(v.gap_ratio <= 1.3 && v.n_bad == 0, "p99 of token gaps / p50 <= 1.3", v.gap_ratio);
+    trace_free(&load);
+
+    o.seconds = 40;
+    for (int i = 0; i < 4; i++) { /* without deadlines and with, without a time budget and with */
+        o.deadline_ns = i < 2 ? 0 : (uint64_t)(CHECK_DEADLINE_MS * 1e6);
+        o.setup.max_itl_ns = i % 2 == 0 ? 0 : itl_ns;
+        offer(&load, &o, "mixed", &mixed, 10);
+        v = play(&load, &o.setup, &mixed);
+        if (o.deadline_ns == 0)
+            n_missed += promise(v.goodput >= 0.95, "overload: goodput >= 0.95", v.goodput);
+        else /* shorter requests make their deadline: output tokens alone are no measure */
+            n_missed += promise(v.work >= 0.95, "overload, deadlines: goodput >= 0.95", v.work);
+        n_missed += promise(v.n_bad == 0, "overload: accepted and then dropped 0", v.n_bad);
+        trace_free(&load);
+    }
+    o.deadline_ns = 0;
+
+    o.seconds = 30; /* 140,000 requests, most of which come again and again */
+    struct capacity fair = calibrate(&o, "fair");
+    offer(&load, &o, "fair", &fair, 20);
+    v = play(&load, &o.setup, &fair);
+    n_missed += promise(v.jain >= 0.99, "Jain index >= 0.99", v.jain);
+    trace_free(&load);
+
+    struct capacity shared = calibrate(&o, "shared");
+    offer(&load, &o, "shared", &shared, 0.8);
+    v = play(&load, &o.setup, &shared);
+    n_missed += promise(v.cached >= 0.95, "of the shared prompt from the cache >= 0.95", v.cached);
+    trace_free(&load);
+    return n_missed > 0;
 }
 
 int main(int argc, char **argv)
 {
     struct options o = parse(argc, argv);
     struct trace_load load;
-    struct trace_result result;
+    struct capacity measured;
+    const struct capacity *capacity = NULL;
+    uint32_t n_bad = 0;
 
-    if (o.file != NULL) {
-        if (trace_read(&load, o.file) < 0)
-            return 1;
-    } else {
-        struct capacity capacity = calibrate(&o);
-        double arrive_s = o.load * capacity.requests_s;
-        trace_generate(&load, o.mix, arrive_s, o.seconds, o.seed);
-        fprintf(o.writes ? stderr : stdout,
-                "%s: the device can do %.1f requests/s, %.0f output tokens/s; %.1f requests/s "
-                "arrive (%.0f %%) for %.0f s\n",
-                o.mix, capacity.requests_s, capacity.tokens_s, arrive_s, 100 * o.load, o.seconds);
-        fflush(stdout);
+    if (o.checks)
+        return check(o);
+    if (o.file == NULL) {
+        measured = calibrate(&o, o.mix);
+        offer(&load, &o, o.mix, &measured, o.load);
+        capacity = &measured;
+    } else if (trace_read(&load, o.file) < 0) {
+        return 1;
     }
     if (o.writes) {
         trace_write(&load);
         trace_free(&load);
         return 0;
     }
-    /* Beyond what can be served the end would not come. */
-    trace_run(&load, &o.setup, o.file == NULL && o.load >= 1, &result);
-    printf("%-8s %8s %26s  %9s %s\n", "", "", "time to first token [ms]", "", "token gap [ms]");
-    printf("%-8s %8s %8s %8s %8s  %9s %7s %7s %7s %7s %6s\n", "class", "finished", "p50", "p99",
-           "max", "tokens", "p50", "p90", "p99", "max", "99/50");
-    for (uint32_t i = 0; i < load.n_classes; i++)
-        print_class(&load, &result, i);
-    uint32_t n_dropped = print_totals(&load, &result);
-    free_result(&result);
+    if (o.setup.max_itl_ns != 0) {
+        struct trace_setup setup = o.setup;
+        setup.max_itl_ns = 0;
+        n_bad += play(&load, &setup, capacity).n_bad;
+    }
+    n_bad += play(&load, &o.setup, capacity).n_bad;
     trace_free(&load);
-    return n_dropped > 0;
+    return n_bad > 0;
 }

@@ -5,6 +5,12 @@
  * fake backend behind it. How long a step takes is a model of Llama 3.1 8B in FP8 on one H200: what
  * the memory and the arithmetic units must at least do, at rates that are planned with, not peak.
  *
+ * Goodput is what is delivered within the window (the second half of the load's time, so that
+ * neither the empty machine at the start nor the cut at the end counts) of requests that then end
+ * as asked, before their deadline; after the load's time nobody sends any more and all that was
+ * accepted ends. It is compared with what the device delivers in such a window when everything
+ * arrives at once, nobody is refused and there is no time budget.
+ *
  * A workload is a text file, a request a line, '#' begins a comment:
  *   arrival_us class tenant priority n_prompt prefix n_shared n_output deadline_ms
  * class is a word; prompts with the same prefix number > 0 begin with the same n_shared ids;
@@ -16,6 +22,7 @@
 
 #define TRACE_TENANTS_MAX 16u
 #define TRACE_CLASSES_MAX 8u
+#define TRACE_WAITING_ALL (TRACE_TENANTS_MAX * 512u) /* what all clients' slots hold */
 
 /* ---- the device's time ------------------------------------------------------------------------*/
 /* 8B: 6.98 G parameters in FP8, a BF16 head of 1.05 GB; KV in FP8, 2 x 32 layers x 8 heads x 128.
@@ -37,7 +44,10 @@ struct trace_request {
     /* what became of it */
     uint64_t submit_ns, first_ns, last_ns, end_ns;
     uint32_t n_got, n_cached;
-    int32_t code; /* 0: finished */
+    uint32_t n_in_window;        /* of n_got */
+    uint32_t n_prompt_in_window; /* all of the prompt, where the first token is */
+    int32_t code;                /* 0: finished */
+    uint32_t next;               /* of those that come again at the same time */
     bool is_sent, has_ended;
     uint32_t n_busy;
 };
@@ -45,9 +55,10 @@ struct trace_request {
 struct trace_load {
     struct trace_request *request;
     uint32_t n, capacity;
-    uint64_t end_ns; /* of the window that is measured */
+    uint64_t end_ns; /* of the arrivals; the window is the second half */
     char class_name[TRACE_CLASSES_MAX][16];
     uint32_t n_classes, n_tenants;
+    bool is_cut;
 };
 
 struct trace_setup {
@@ -65,8 +76,10 @@ struct trace_gaps {
 
 struct trace_result {
     struct trace_gaps gaps[TRACE_CLASSES_MAX];
-    double seconds;                        /* virtual, until all had ended or the window was over */
-    uint64_t tokens_by[TRACE_TENANTS_MAX]; /* output of finished requests within the window */
+    double seconds;                        /* virtual, until all had ended */
+    uint64_t tokens_by[TRACE_TENANTS_MAX]; /* goodput of each tenant, in tokens */
+    uint64_t n_good_prompt;                /* prompt tokens computed for it */
+    uint64_t n_tokens, n_prompt, n_ended;  /* within the window, whatever became of them */
     uint64_t n_steps, n_preemptions, busy_ns;
 };
 
@@ -74,12 +87,14 @@ struct trace_result {
 bool trace_is_mix(const char *mix);
 void trace_generate(struct trace_load *load, const char *mix, double requests_s, double seconds,
                     uint64_t seed);
+void trace_again(struct trace_load *load);                 /* forgets what became of the requests */
 int trace_read(struct trace_load *load, const char *path); /* prints what is wrong, -1 */
 void trace_write(const struct trace_load *load);           /* to standard output */
 void trace_free(struct trace_load *load);
 
-/* trace_run.c. Ends with the load's window when stops_at_end, else when all have ended. */
-void trace_run(struct trace_load *load, const struct trace_setup *setup, bool stops_at_end,
+/* trace_run.c. Nobody sends after load->end_ns when load->is_cut; ends when all that was sent has.
+ */
+void trace_run(struct trace_load *load, const struct trace_setup *setup,
                struct trace_result *result);
 
 #endif

@@ -110,6 +110,17 @@ void trace_generate(struct trace_load *load, const char *name, double requests_s
     }
 }
 
+void trace_again(struct trace_load *load)
+{
+    for (uint32_t i = 0; i < load->n; i++) {
+        struct trace_request *r = &load->request[i];
+        r->submit_ns = r->first_ns = r->last_ns = r->end_ns = 0;
+        r->n_got = r->n_cached = r->n_in_window = r->n_prompt_in_window = r->n_busy = 0;
+        r->code = 0;
+        r->is_sent = r->has_ended = false;
+    }
+}
+
 /* ---- files ------------------------------------------------------------------------------------*/
 
 static int complain(const char *path, uint32_t line, const char *what)

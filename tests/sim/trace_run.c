@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/sim/trace_run.c - one runtime on a virtual clock, a client a tenant, requests as they
- * arrive. A client whose slots are all taken keeps the request until one is free; one that is told
- * BUSY comes again when it was told to. */
+ * arrive. A client whose slots are all taken keeps the request until one is free; a request that is
+ * told BUSY comes again when it was told to, until its deadline has passed. */
 #include "tests/sim/trace.h"
 
 #include "base/err.h"
@@ -18,6 +18,7 @@
 #define START_NS    LL_NS_PER_S
 #define QUANTUM_NS  (20 * LL_NS_PER_US)
 #define RETRIES_MAX 1000u
+#define WHEEL_MS    16384u /* more than the longest that anybody is told to wait */
 
 struct tenant {
     struct ll_attachment a;
@@ -30,7 +31,6 @@ struct tenant {
     uint32_t gen[N_SLOTS];
     uint32_t *queue; /* requests that arrived and are not sent, in order */
     uint32_t queue_first, queue_last;
-    uint64_t not_before_ns; /* told BUSY: nothing is sent until then */
 };
 
 struct player {
@@ -47,6 +47,9 @@ struct player {
     struct ll_domain domain;
     struct ll_bell bell;
     struct tenant tenant[TRACE_TENANTS_MAX];
+    /* Requests told BUSY, each to be sent again at its own time: lists by millisecond. */
+    uint32_t wheel[WHEEL_MS];
+    uint64_t wheel_ms;
 };
 
 static struct player player; /* large */
@@ -117,7 +120,8 @@ static void open_engine(struct player *p, const struct trace_setup *setup)
                    .n_tokens_max = setup->n_tokens_max,
                    .n_slots = setup->n_rows_max,
                    .context_max = setup->context_max,
-                   .has_prefix_cache = setup->has_prefix_cache},
+                   .has_prefix_cache = setup->has_prefix_cache,
+                   .max_itl_ns = setup->max_itl_ns},
         .gate = {.n_vocab = N_VOCAB,
                  .context_max = setup->context_max,
                  .n_prompt_max = setup->context_max - 1,
@@ -182,6 +186,7 @@ static void open_player(struct player *p, struct trace_load *load, const struct 
     uint32_t log2_words = ll_log2_floor(ll_pow2_ceil(2ull * N_SLOTS * load->n_tenants));
 
     memset(p, 0, sizeof(*p));
+    memset(p->wheel, 0xff, sizeof(p->wheel));
     p->load = load;
     p->result = result;
     p->now_ns = START_NS;
@@ -238,6 +243,7 @@ static void send_request(struct player *p, struct tenant *t, uint32_t slot, uint
     t->request[slot] = index;
     t->gen[slot] = ll_gen_next(t->gen[slot]);
     r->is_sent = true;
+    p->n_open++;
     r->submit_ns = p->now_ns - START_NS;
     write_prompt(r, (uint32_t *)(void *)(t->arena + (size_t)slot * p->stride));
     q->prompt_off = slot * p->stride;
@@ -254,23 +260,56 @@ static void send_request(struct player *p, struct tenant *t, uint32_t slot, uint
     atomic_fetch_add_explicit(&t->hot->n_submitted, 1, memory_order_release);
 }
 
+static void push(struct player *p, uint32_t index)
+{
+    struct tenant *t = &p->tenant[p->load->request[index].tenant];
+
+    t->queue[t->queue_last++ % (p->load->n + 1)] = index;
+}
+
+/* Who was told to wait and has. */
+static void come_again(struct player *p)
+{
+    for (; p->wheel_ms < (p->now_ns - START_NS) / LL_NS_PER_MS; p->wheel_ms++) {
+        uint32_t *first = &p->wheel[p->wheel_ms % WHEEL_MS], index = *first;
+        *first = LL_NONE;
+        for (; index != LL_NONE; index = p->load->request[index].next)
+            push(p, index);
+    }
+}
+
+/* The first of a tenant's queue whose user is still there, out of it; LL_NONE: there is none. */
+static uint32_t pop(struct player *p, struct tenant *t)
+{
+    while (t->queue_first != t->queue_last) {
+        uint32_t index = t->queue[t->queue_first++ % (p->load->n + 1)];
+        struct trace_request *r = &p->load->request[index];
+        if (r->deadline_ns == 0 || r->deadline_ns + START_NS > p->now_ns)
+            return index;
+        r->code = LL_E_BUSY;
+        r->has_ended = true;
+        p->n_ended++;
+    }
+    return LL_NONE;
+}
+
 /* What has arrived joins its tenant's queue; a queue's head goes where a slot is free. */
 static void send_some(struct player *p)
 {
     const struct trace_load *load = p->load;
 
+    if (load->is_cut && p->now_ns - START_NS >= load->end_ns)
+        return;
+    come_again(p);
     for (; p->next < load->n && load->request[p->next].arrival_ns + START_NS <= p->now_ns;
-         p->next++) {
-        struct tenant *t = &p->tenant[load->request[p->next].tenant];
-        t->queue[t->queue_last++] = p->next;
-    }
+         p->next++)
+        push(p, p->next);
     for (uint32_t i = 0; i < load->n_tenants; i++) {
         struct tenant *t = &p->tenant[i];
-        if (t->queue_first == t->queue_last || p->now_ns < t->not_before_ns)
-            continue;
+        uint32_t index;
         for (uint32_t s = 0; s < N_SLOTS && t->queue_first != t->queue_last; s++)
-            if (t->request[s] == LL_NONE)
-                send_request(p, t, s, t->queue[t->queue_first++]);
+            if (t->request[s] == LL_NONE && (index = pop(p, t)) != LL_NONE)
+                send_request(p, t, s, index);
     }
 }
 
@@ -285,14 +324,17 @@ static void add_gap(struct trace_gaps *gaps, uint64_t ns)
     gaps->ns[gaps->n++] = ns;
 }
 
-static void end_request(struct player *p, struct tenant *t, struct trace_request *r,
-                        const struct ll_event *e)
+static bool is_in_window(const struct player *p, uint64_t t_ns)
+{
+    return t_ns >= p->load->end_ns / 2 && t_ns < p->load->end_ns;
+}
+
+static void end_request(struct player *p, struct trace_request *r, const struct ll_event *e)
 {
     if (e->type == LL_EV_ERROR && e->u.error.code == LL_E_BUSY && ++r->n_busy < RETRIES_MAX) {
-        /* It goes back to the head of its queue, where its place is still free. */
-        t->queue[--t->queue_first] = (uint32_t)(r - p->load->request);
-        t->not_before_ns =
-            ll_max_u64(t->not_before_ns, p->now_ns + e->u.error.retry_ms * LL_NS_PER_MS);
+        uint64_t ms = (p->now_ns - START_NS) / LL_NS_PER_MS + 1 + e->u.error.retry_ms;
+        r->next = p->wheel[ms % WHEEL_MS];
+        p->wheel[ms % WHEEL_MS] = (uint32_t)(r - p->load->request);
         return;
     }
     r->has_ended = true;
@@ -303,8 +345,9 @@ static void end_request(struct player *p, struct tenant *t, struct trace_request
         return;
     }
     r->n_cached = e->u.finish.n_cached;
-    if (r->end_ns <= p->load->end_ns)
-        p->result->tokens_by[r->tenant] += r->n_got;
+    p->result->tokens_by[r->tenant] += r->n_in_window;
+    p->result->n_good_prompt += r->n_prompt_in_window;
+    p->result->n_ended += is_in_window(p, r->end_ns);
 }
 
 static void take_event(struct player *p, struct tenant *t, const struct ll_event *e)
@@ -313,16 +356,22 @@ static void take_event(struct player *p, struct tenant *t, const struct ll_event
     uint64_t t_ns = e->t_ns - START_NS;
 
     if (e->type == LL_EV_TOKEN) {
-        if (r->n_got++ == 0)
+        r->n_in_window += is_in_window(p, t_ns);
+        p->result->n_tokens += is_in_window(p, t_ns);
+        if (r->n_got++ == 0) {
             r->first_ns = t_ns;
-        else
+            r->n_prompt_in_window = is_in_window(p, t_ns) ? r->n_prompt : 0;
+            p->result->n_prompt += r->n_prompt_in_window;
+        } else {
             add_gap(&p->result->gaps[r->class_id], t_ns - r->last_ns);
+        }
         r->last_ns = t_ns;
         atomic_fetch_add_explicit(&t->slot[e->slot].taken, 1, memory_order_relaxed);
         return;
     }
     t->request[e->slot] = LL_NONE;
-    end_request(p, t, r, e);
+    p->n_open--;
+    end_request(p, r, e);
 }
 
 static void read_some(struct player *p)
@@ -339,14 +388,15 @@ static void read_some(struct player *p)
     }
 }
 
-void trace_run(struct trace_load *load, const struct trace_setup *setup, bool stops_at_end,
+void trace_run(struct trace_load *load, const struct trace_setup *setup,
                struct trace_result *result)
 {
     struct player *p = &player;
 
     *result = (struct trace_result){0};
     open_player(p, load, setup, result);
-    while (p->n_ended < load->n && !(stops_at_end && p->now_ns - START_NS >= load->end_ns)) {
+    while (p->n_open > 0 ||
+           (p->n_ended < load->n && !(load->is_cut && p->now_ns - START_NS >= load->end_ns))) {
         send_some(p);
         p->now_ns += QUANTUM_NS;
         if (ll_engine_turn(&p->engine) < 0) {
