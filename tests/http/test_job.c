@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/http/test_job.c - J3 of tools/http/job.h: whatever tokens a text comes in, wherever the
  * turns fall between them, streamed or not, as a chat or as a response: the answer is the same. */
-#include "tests/harness.h"
+#include "tests/http/support_rig.h"
 
 #include "base/bits.h"
 #include "base/rng.h"
-#include "tools/http/job.h"
 
 #define N_SPLITS 150 /* of each sample, in each way */
 #define IDS_MAX  512
@@ -13,53 +12,21 @@
 
 /* ---- a job without a runtime ------------------------------------------------------------------*/
 
-static struct fixture {
-    struct ll_test_runtime runtime; /* lends its tokenizer; is asked nothing */
-    struct server server;
-    struct loop loop;
-    struct link *link;
-    struct conn conn;
-    uint64_t seed;
-} f;
-
-/* In the program it stands in main.c. */
-bool server_is_hurried(void)
-{
-    return false;
-}
+static struct http_rig rig; /* lends its tokenizer; its runtime is asked nothing */
+static struct conn conn;
+static uint64_t seed;
 
 static int begin(void **state)
 {
-    static const char *const arguments[] = {LL_SOURCE_DIR "/tools/demo-model",
-                                            "--device",
-                                            "fake",
-                                            "--fake-vocab",
-                                            "4106",
-                                            "--log-level",
-                                            "warn",
-                                            NULL};
-    int code;
-
     (void)state;
-    if (ll_test_runtime_start(&f.runtime, arguments) != 0)
-        return -1;
-    f.server.options.socket = f.runtime.socket;
-    f.server.options.n_slots = 16;
-    f.link = link_open(&f.server, &code);
-    if (f.link == NULL)
-        return -1;
-    f.loop.server = &f.server;
-    f.loop.link = f.link;
-    f.seed = ll_test_seed();
-    return 0;
+    seed = ll_test_seed();
+    return http_rig_open(&rig);
 }
 
 static int end(void **state)
 {
     (void)state;
-    if (f.link != NULL)
-        link_release(f.link);
-    ll_test_runtime_stop(&f.runtime);
+    http_rig_close(&rig);
     return 0;
 }
 
@@ -67,25 +34,25 @@ static int end(void **state)
 static struct job *start(json_t *body, enum api api)
 {
     struct api_error error;
-    struct job *job = job_new(body, api, f.link, 0, &error);
+    struct job *job = job_new(body, api, rig.loop.link, 0, &error);
 
     if (job == NULL)
         fail_msg("the body was refused: %s", error.message);
-    f.conn = (struct conn){.loop = &f.loop, .state = CONN_BUSY, .job = job};
-    http_parser_init(&f.conn.parser, 1024);
-    f.conn.parser.is_1_0 = true; /* streams without HTTP chunks */
-    job->loop = &f.loop;
-    job->conn = &f.conn;
+    conn = (struct conn){.loop = &rig.loop, .state = CONN_BUSY, .job = job};
+    http_parser_init(&conn.parser, 1024);
+    conn.parser.is_1_0 = true; /* streams without HTTP chunks */
+    job->loop = &rig.loop;
+    job->conn = &conn;
     job->n_submitted = 1;
-    f.loop.jobs = job;
+    rig.loop.jobs = job;
     return job;
 }
 
 /* The end of a turn. */
 static void turn(void)
 {
-    if (f.conn.job != NULL)
-        job_flush(f.conn.job);
+    if (conn.job != NULL)
+        job_flush(conn.job);
 }
 
 static void feed(struct job *job, const uint32_t *ids, uint32_t n, uint32_t reason)
@@ -97,16 +64,16 @@ static void feed(struct job *job, const uint32_t *ids, uint32_t n, uint32_t reas
         out.t_ns = i + 1;
         out.u.token.id = ids[i];
         job_output(&out);
-        if (ll_splitmix64(&f.seed) % 3 == 0)
+        if (ll_splitmix64(&seed) % 3 == 0)
             turn();
     }
     out.type = LL_OUTPUT_FINISH;
     out.u.finish.reason = reason;
     out.u.finish.stop_id = reason == LL_FINISH_STOP ? ids[n - 1] : UINT32_MAX;
     job_output(&out);
-    assert_null(f.conn.job);
-    assert_null(f.loop.jobs);
-    f.loop.dirty = NULL;
+    assert_null(conn.job);
+    assert_null(rig.loop.jobs);
+    rig.loop.dirty = NULL;
 }
 
 /* ---- what a client makes of the reply ---------------------------------------------------------*/
@@ -266,7 +233,7 @@ static void read_stream(struct answer *answer, const char *text, size_t n, enum 
 
 static void read_reply(struct answer *answer, enum api api, bool is_stream)
 {
-    struct buffer *out = &f.conn.out;
+    struct buffer *out = &conn.out;
     const char *body = memmem(out->data, out->n, "\r\n\r\n", 4);
     size_t n = body != NULL ? out->n - (size_t)(body + 4 - out->data) : 0;
 
@@ -286,7 +253,7 @@ static void read_reply(struct answer *answer, enum api api, bool is_stream)
     buffer_put(&answer->text, "", 1);
     buffer_put(&answer->calls, "", 1);
     buffer_free(out);
-    http_parser_free(&f.conn.parser);
+    http_parser_free(&conn.parser);
 }
 
 /* ---- samples ----------------------------------------------------------------------------------*/
@@ -364,12 +331,13 @@ static uint32_t split(const char *text, bool is_whole, uint32_t ids[IDS_MAX])
 
     if (strncmp(text, tag, sizeof(tag) - 1) == 0) {
         at = sizeof(tag) - 1;
-        n_ids = (uint32_t)ll_encode(f.link->tokenizer, tag, at, LL_ENCODE_SPECIAL, ids, IDS_MAX);
+        n_ids =
+            (uint32_t)ll_encode(rig.loop.link->tokenizer, tag, at, LL_ENCODE_SPECIAL, ids, IDS_MAX);
         assert_int_equal(n_ids, 1);
     }
     while (at < n) {
-        size_t piece = is_whole ? n - at : ll_min_u64(ll_splitmix64(&f.seed) % 9 + 1, n - at);
-        n_ids += (uint32_t)ll_encode(f.link->tokenizer, text + at, piece, 0, ids + n_ids,
+        size_t piece = is_whole ? n - at : ll_min_u64(ll_splitmix64(&seed) % 9 + 1, n - at);
+        n_ids += (uint32_t)ll_encode(rig.loop.link->tokenizer, text + at, piece, 0, ids + n_ids,
                                      IDS_MAX - n_ids);
         at += piece;
     }
