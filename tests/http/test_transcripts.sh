@@ -24,7 +24,6 @@ for group in fail fail_chat fail_responses; do
     start_runtime "$model" --device fake --fake-vocab 4106 --fake-fail-at 5 --fake-step-us 200000
     compare $group $record
     wait "$runtime_pid" # a failed device ends it
-    equal $? 1 "exit status of llringd"
     runtime_pid=
 done
 finish
