@@ -4,7 +4,7 @@
 # is not there, dies or is interrupted. The runtime is the fake device: no model, any id.
 # shellcheck source=tests/script.sh
 source "$1/tests/script.sh"
-commands="serve chat complete batch bench status check"
+commands="serve chat complete batch bench status check inspect quantize"
 
 echo "-- help and usage"
 run 0 "$llring" --help

@@ -4,13 +4,14 @@
 #include "ll/client.h"
 #include "tools/llring/commands.h"
 #include "tools/llring/terminal.h"
+#include "tools/offline/offline.h"
 
 #include <signal.h>
 #include <string.h>
 
 static const struct command *const commands[] = {
-    &command_serve, &command_chat,   &command_complete, &command_batch,
-    &command_bench, &command_status, &command_check,
+    &command_serve,  &command_chat,  &command_complete, &command_batch,    &command_bench,
+    &command_status, &command_check, &command_inspect,  &command_quantize,
 };
 
 static int print_help(void)
