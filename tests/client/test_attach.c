@@ -434,6 +434,7 @@ ECHO_PEEKS static void a_user_in_debt_is_woken_late(void **state)
     struct ll_client *client = echo_open(echo, 16);
     struct pollfd woken = {.fd = client->wake_fd, .events = POLLIN};
 
+    echo_await(&echo->knobs->n_attached, 1); /* READY comes before the step thread has it */
     for (int i = 0; i < 1000 && poll(&woken, 1, 0) == 1; i++)
         ll_wait_drain(client->wake_fd);
     struct ll_attachment *attachment = echo->client[client->client_id];
@@ -451,6 +452,7 @@ ECHO_PEEKS static void a_user_in_debt_is_woken_late(void **state)
     ll_client_close(client);
     echo_await(&echo->knobs->n_detached, 1);
     client = echo_open(echo, 16);
+    echo_await(&echo->knobs->n_attached, 2);
     assert_true(echo->client[client->client_id]->domain->control_debt.ns > 50 * LL_NS_PER_S);
     ll_client_close(client);
     echo_await(&echo->knobs->n_detached, 2);
