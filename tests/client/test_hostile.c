@@ -5,22 +5,23 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
+#include "client/handle.h"
 
 #include <math.h>
 #include <unistd.h>
 
 static struct ll_event script[1024];
 static uint32_t n_script;
-static int32_t gen_shift; /* added to the generation of the script's events */
 
-/* Writes the script for each request, as it stands when the request comes. */
+/* Writes the script for each request, as it stands when the request comes; an event's generation is
+ * the request's plus its own. */
 ECHO_PEEKS static void play(struct echo *echo, struct ll_attachment *client, uint32_t slot,
                             uint32_t gen)
 {
     (void)echo;
     echo_phase(client, slot, gen, LL_PHASE_ACCEPTED);
     for (uint32_t i = 0; i < n_script; i++)
-        echo_write(client, script[i].slot != 0 ? script[i].slot : slot, gen + (uint32_t)gen_shift,
+        echo_write(client, script[i].slot != 0 ? script[i].slot : slot, gen + script[i].gen,
                    script[i]);
 }
 
@@ -33,7 +34,6 @@ static int setup(void **state)
     echo_start(echo);
     memset(script, 0, sizeof(script));
     n_script = 0;
-    gen_shift = 0;
     *state = echo;
     return 0;
 }
@@ -135,6 +135,33 @@ static void events_become_outputs(void **state)
     ll_client_close(client);
 }
 
+/* Every event counts as taken, whatever it holds: what does not would be room lost for ever. */
+ECHO_PEEKS static void every_event_read_gives_room_back(void **state)
+{
+    struct echo *echo = *state;
+    struct ll_client *client = echo_open(echo, 16);
+    struct ll_output out[32];
+    uint32_t seed = 1, taken = 0;
+    struct ll_request request = echo_request(&seed, 10);
+
+    add(LL_EV_PROMPT, 3);
+    add(LL_EV_PROMPT_TOP, 2)->flags = LL_EV_LAST;
+    add(LL_EV_TOKEN, 1);
+    add(LL_EV_TOP, 5);
+    add(LL_EV_TOP, 1)->flags = LL_EV_LAST;
+    add(LL_EV_BURST, 10);
+    assert_int_equal(ll_client_submit(client, &request, NULL), 0);
+    for (uint32_t n = 0; n < 15;) {
+        int rc = ll_client_wait(client, out, 7, (int64_t)LL_NS_PER_S);
+        assert_true(rc > 0);
+        n += (uint32_t)rc;
+    }
+    for (uint32_t i = 0; i < 16; i++)
+        taken += atomic_load(&echo->client[client->client_id]->slot[i].taken);
+    assert_int_equal(taken, 6);
+    ll_client_close(client);
+}
+
 static void an_event_of_unknown_type_ends_the_attachment(void **state)
 {
     struct ll_output last;
@@ -188,7 +215,9 @@ static void stale_events_and_second_ends_are_dropped(void **state)
     struct ll_output last;
     uint32_t n;
 
-    add(LL_EV_TOKEN, 1)->slot = 9; /* a free slot */
+    add(LL_EV_TOKEN, 1)->slot = 9;         /* a free slot */
+    add(LL_EV_TOKEN, 1)->gen = UINT16_MAX; /* of the request before, of the next one */
+    add(LL_EV_FINISH, 0)->gen = 1;
     add(LL_EV_FINISH, 0)->u.finish.reason = LL_FINISH_STOP;
     add(LL_EV_FINISH, 0)->u.finish.reason = LL_FINISH_LENGTH;
     add(LL_EV_TOKEN, 1);
@@ -245,7 +274,7 @@ static void random_events_never_harm_the_client(void **state)
                 script[i].type = (uint8_t)(1 + script[i].type % 8);
                 script[i].n = script[i].n % 12;
                 script[i].choice = script[i].choice % 64 == 0;
-                script[i].slot = 0;
+                script[i].slot = script[i].gen = 0;
             }
         }
         add(LL_EV_FINISH, 0);
@@ -287,6 +316,7 @@ int main(void)
 #define WITH_ECHO(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
     const struct CMUnitTest tests[] = {
         WITH_ECHO(events_become_outputs),
+        WITH_ECHO(every_event_read_gives_room_back),
         WITH_ECHO(an_event_of_unknown_type_ends_the_attachment),
         WITH_ECHO(counts_out_of_range_end_the_attachment),
         WITH_ECHO(a_slot_out_of_range_ends_the_attachment),

@@ -247,6 +247,25 @@ static void a_slot_is_rebuilt_from_its_history(void **state)
     assert_non_null(strstr(f->error.s, "history"));
 }
 
+/* Penalties are counted from it: what it lacks would not be penalised. */
+static void a_history_that_lacks_what_was_fed_is_refused(void **state)
+{
+    struct fixture *f = *state;
+    static const uint32_t pages[] = {3, 9};
+    uint32_t fed[N_PROMPT + 5];
+    struct ll_slot_init init = init_of(f, 2);
+    struct ll_pages_set set = {.slot = 2, .first = 0, .n = 2, .page = pages};
+    struct ll_result result;
+
+    open_with(f, NULL);
+    memcpy(fed, f->prompt, sizeof(f->prompt));
+    memcpy(fed + N_PROMPT, f->expected, 5 * sizeof(uint32_t));
+    struct ll_row row = {
+        .slot = 2, .pos = 0, .n_tokens = N_PROMPT + 5, .token = fed, .flags = LL_ROW_SAMPLE};
+    assert_int_equal(step(f, &init, &set, &row, &result), LL_E_INVAL);
+    assert_non_null(strstr(f->error.s, "its history has"));
+}
+
 static void end_ids_wait_for_min_tokens(void **state)
 {
     struct fixture *f = *state;
@@ -408,6 +427,7 @@ int main(void)
         TEST(a_wrong_page_changes_the_output),
         TEST(a_page_overwritten_by_another_slot_changes_the_output),
         TEST(a_slot_is_rebuilt_from_its_history),
+        TEST(a_history_that_lacks_what_was_fed_is_refused),
         TEST(end_ids_wait_for_min_tokens),
         TEST(logprobs_come_in_the_order_of_the_seam),
         TEST(what_the_seam_forbids_is_named),

@@ -523,6 +523,29 @@ static void a_drain_finishes_what_was_accepted_and_refuses_the_rest(void **state
     rig_close(&rig);
 }
 
+/* No step under way is not idle: somebody waits for its reader. */
+static void a_drain_is_not_over_while_a_reader_is_behind(void **state)
+{
+    (void)state;
+    struct ll_mail mail;
+
+    rig_open(&rig, &(struct rig_config){.checks = true});
+    struct rig_spec spec = {.n_prompt = 30, .max_tokens = 900, .seed = 1};
+    rig_submit(&rig, 0, &spec);
+    for (int i = 0; i < 3000; i++)
+        rig_turn(&rig);
+    assert_int_equal(rig.engine.n_submitted, rig.engine.n_polled);
+    rig_mail(&rig, LL_MAIL_DRAIN, NULL, rig.now_ns + 100 * LL_NS_PER_S);
+    for (int i = 0; i < 100; i++)
+        rig_turn(&rig);
+    assert_false(control_got(LL_MAIL_IDLE, &mail));
+    rig_finish(&rig, 10000);
+    rig_turn(&rig);
+    assert_int_equal(rig.client[0].request[0].n_got, 900);
+    assert_true(control_got(LL_MAIL_IDLE, &mail));
+    rig_close(&rig);
+}
+
 static void a_drain_past_its_time_fails_the_rest(void **state)
 {
     (void)state;
@@ -713,6 +736,7 @@ int main(void)
         cmocka_unit_test(time_in_which_nobody_polls_is_no_fault_of_the_device),
         cmocka_unit_test(a_nan_fails_its_request_and_no_other),
         cmocka_unit_test(a_drain_finishes_what_was_accepted_and_refuses_the_rest),
+        cmocka_unit_test(a_drain_is_not_over_while_a_reader_is_behind),
         cmocka_unit_test(a_drain_past_its_time_fails_the_rest),
         cmocka_unit_test(what_can_never_fit_is_refused),
         cmocka_unit_test(an_arrival_waits_for_the_running_step_only),

@@ -229,6 +229,13 @@ static void a_domain_leaves_room_for_others(void **state)
     assert_int_equal(count_busy(0, 8, 12, 10), 3); /* a place for another tenant of it */
     clear();
 
+    desk_open(&desk, 16, true); /* a small one is no reason to refuse the first */
+    desk.intake.n_waiting_max = 10;
+    desk.intake.waiting_share = 10;
+    assert_int_equal(count_busy(0, 0, 3, 10), 2);
+    assert_int_equal(count_busy(1, 0, 3, 10), 2);
+    clear();
+
     desk_open(&desk, 16, false); /* one domain has it all */
     desk.outlet.waiting.n_max = 12;
     assert_int_equal(count_busy(0, 0, 14, 10), 3); /* but for a place for another tenant */

@@ -136,6 +136,7 @@ static void a_published_page_is_idle_until_it_is_wanted(void **state)
     assert_int_equal(f->kv.n_idle, 2);
     ll_kv_check(&f->kv, &f->pool);
     assert_int_equal(ll_kv_evict(&f->kv, N_PAGES, 1), 1);
+    assert_false(ll_prefix_has(&f->kv.index, last)); /* nor does what was used last go first */
     assert_int_equal(ll_kv_evict(&f->kv, N_PAGES - 2, 8), 0); /* so many are free already */
     assert_true(ll_kv_grow(&f->kv, b, 10 * 64));
     assert_true(ll_kv_grow(&f->kv, a, 10 * 64)); /* all, the last idle one too */

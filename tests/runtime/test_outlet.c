@@ -354,6 +354,19 @@ static void indices_that_lie_fence_the_client(void **state)
     }
 }
 
+static void a_fenced_client_gets_no_credit(void **state)
+{
+    (void)state;
+    struct ll_seq *seq = start(4, 10);
+
+    assert_true(step(seq, 1));
+    ll_outlet_fence(&desk.outlet, &desk.client[0].a, LL_E_PROTOCOL);
+    assert_false(ll_outlet_reserve(&desk.outlet, &desk.client[0].a, 1));
+    assert_false(ll_outlet_book(&desk.outlet, seq, 1, desk.now_ns));
+    expect_fence(seq);
+    desk_close(&desk);
+}
+
 static void a_backend_failure_tells_everybody_once(void **state)
 {
     (void)state;
@@ -507,6 +520,7 @@ int main(void)
         cmocka_unit_test(rows_in_flight_count_in_the_window),
         cmocka_unit_test(a_full_ring_starves_rows_but_not_the_ends),
         cmocka_unit_test(indices_that_lie_fence_the_client),
+        cmocka_unit_test(a_fenced_client_gets_no_credit),
         cmocka_unit_test(a_backend_failure_tells_everybody_once),
         cmocka_unit_test(only_sleepers_that_got_events_are_woken),
         cmocka_unit_test(a_domain_whose_wakes_are_slow_is_woken_late_and_no_other),
