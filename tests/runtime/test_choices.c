@@ -199,11 +199,11 @@ static void all_stopped_before_the_start_is_a_finished_request(void **state)
 {
     (void)state;
     const struct rig_config config = {0};
-    const struct rig_spec spec = {.n_prompt = 70, .max_tokens = 100, .n = 5};
+    const struct rig_spec spec = {.n_prompt = 70, .max_tokens = 100, .n = 40};
 
     open_rig(&config);
     int slot = rig_submit(&rig, 0, &spec);
-    for (uint32_t c = 0; c < 5; c++)
+    for (uint32_t c = 0; c < 40; c++) /* marks in two words */
         rig_stop_choice(&rig, 0, (uint32_t)slot, c);
     rig_finish(&rig, 10000);
     assert_int_equal(request(slot)->n_got, 0);

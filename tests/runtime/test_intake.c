@@ -230,7 +230,7 @@ static void a_domain_leaves_room_for_others(void **state)
     clear();
 
     desk_open(&desk, 16, true); /* a small one is no reason to refuse the first */
-    desk.intake.n_waiting_max = 10;
+    desk.outlet.waiting.n_max = 10;
     desk.intake.waiting_share = 10;
     assert_int_equal(count_busy(0, 0, 3, 10), 2);
     assert_int_equal(count_busy(1, 0, 3, 10), 2);
