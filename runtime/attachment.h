@@ -6,7 +6,7 @@
  * owns the step part. Ids, incarnations and domains: at most LL_ATTACHMENTS_MAX, made at start.
  *
  *   A1  between ATTACH and DETACHED the regions stay mapped and the descriptors open
- *   A2  no pointer into client memory leaves intake.c, outlet.c and this struct
+ *   A2  no pointer into client memory leaves intake*.c, outlet*.c and this struct
  *   A3  a dead client's id is used again only after its quarantine: the bell has answered "empty"
  *       or moved N positions since the death notice; then incarnation + 1
  *   A4  client-written words are read once, atomically; client-written bytes are copied first */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "runtime/engine.h"
+#include "runtime/engine_impl.h"
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -24,18 +24,6 @@
 #define NAP_MS     1                    /* sleep while something is open: credits, deadlines */
 #define EVENTS_MAX 64
 
-static uint64_t clock_ns(const struct ll_engine *engine)
-{
-    const struct ll_engine_options *o = &engine->options;
-
-    return o->clock != NULL ? o->clock(o->clock_context) : ll_now_ns();
-}
-
-static uint32_t n_in_flight(const struct ll_engine *engine)
-{
-    return (uint32_t)(engine->n_submitted - engine->n_polled);
-}
-
 /* ---- open, close ------------------------------------------------------------------------------*/
 
 static int check_options(const struct ll_engine_options *o)
@@ -49,18 +37,6 @@ static int check_options(const struct ll_engine_options *o)
     if (o->limits.n_slots > o->n_sequences)
         return LL_ERR(-EINVAL, "%u device slots for %u sequences", o->limits.n_slots,
                       o->n_sequences);
-    return 0;
-}
-
-/* Edge-triggered, and nobody ever reads the eventfds: each write is an edge, the counter has room
- * for 2^64 of them. Reading a kick eventfd would wake whoever waits for room in it, and its client
- * may make that 30,000 epoll watches (16 ms). */
-static int add_to_epoll(struct ll_engine *engine, int fd)
-{
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET, .data.fd = fd};
-
-    if (epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0)
-        return LL_ERRNO("epoll_ctl, descriptor %d", fd);
     return 0;
 }
 
@@ -127,7 +103,7 @@ int ll_engine_open(struct ll_engine *engine, const struct ll_engine_options *opt
         rc = LL_ERRNO("epoll_create1");
         goto fail;
     }
-    if (o->control_fd >= 0 && (rc = add_to_epoll(engine, o->control_fd)) < 0)
+    if (o->control_fd >= 0 && (rc = ll_engine_add_to_epoll(engine, o->control_fd)) < 0)
         goto fail;
     ll_stat_set(&engine->stats->pages_total, engine->kv.n_pages);
     ll_stat_set(&engine->stats->pages_free, engine->kv.n_free);
@@ -157,124 +133,6 @@ void ll_engine_close(struct ll_engine *engine)
     engine->epoll_fd = -1;
 }
 
-/* ---- the control thread -----------------------------------------------------------------------*/
-
-/* Wakes the control thread if anything was mailed since, by whichever module. */
-static void notify_control(struct ll_engine *engine)
-{
-    /* Relaxed: only this thread writes that tail. */
-    uint64_t tail = atomic_load_explicit(&engine->options.to_control->tail, memory_order_relaxed);
-
-    if (tail == engine->n_notified)
-        return;
-    engine->n_notified = tail;
-    if (engine->options.notify_fd >= 0)
-        ll_wait_wake(engine->options.notify_fd);
-}
-
-/* The kick eventfd's wait queue is its client's to make slow: the calls that put us in and take us
- * out are timed and wait like wakes (debt.h). A client that is not watched is served all the same,
- * by sweeps and other clients' kicks. false: not now. */
-static bool watch(struct ll_engine *engine, struct ll_attachment *client, bool wanted)
-{
-    struct ll_debt *debt = &client->domain->step_debt;
-
-    if (client->is_watched == wanted)
-        return true;
-    if (ll_debt_is_due(debt, &engine->outlet.clock))
-        return false;
-    struct ll_debt_call call = ll_debt_begin(debt, &engine->outlet.clock);
-    if (!wanted)
-        epoll_ctl(engine->epoll_fd, EPOLL_CTL_DEL, client->kick_fd, NULL);
-    else if (add_to_epoll(engine, client->kick_fd) < 0)
-        ll_warn("client %u cannot wake the runtime: %s", client->id, ll_err_text());
-    else
-        client->is_watched = true;
-    ll_debt_end(debt, &engine->outlet.clock, &call);
-    client->is_watched &= wanted;
-    return true;
-}
-
-static void attach(struct ll_engine *engine, struct ll_attachment *client)
-{
-    ll_intake_attach(&engine->intake, client);
-    client->wants_watch = !watch(engine, client, true);
-}
-
-static void begin_detach(struct ll_engine *engine, struct ll_attachment *client, bool has_died)
-{
-    LL_ASSERT(engine->n_leaving < LL_ATTACHMENTS_MAX);
-    client->wants_watch = false;
-    engine->leaving[engine->n_leaving++] =
-        (struct ll_engine_leaving){.client = client, .has_died = has_died};
-}
-
-/* Goes on with clients that leave; DETACHED once nothing of theirs is used any more. */
-static void go_on_detaching(struct ll_engine *engine)
-{
-    for (uint32_t i = 0; i < engine->n_leaving;) {
-        struct ll_engine_leaving *leaving = &engine->leaving[i];
-        struct ll_mail mail = {.type = LL_MAIL_DETACHED, .attachment = leaving->client};
-
-        if (!leaving->is_gone)
-            leaving->is_gone =
-                ll_intake_detach(&engine->intake, leaving->client, leaving->has_died);
-        if (watch(engine, leaving->client, false) && leaving->is_gone &&
-            ll_mailbox_send(engine->options.to_control, &mail))
-            *leaving = engine->leaving[--engine->n_leaving];
-        else
-            i++;
-    }
-}
-
-static uint32_t read_mail(struct ll_engine *engine)
-{
-    struct ll_mail mail;
-    uint32_t n = 0;
-
-    for (; ll_mailbox_take(engine->options.from_control, &mail); n++) {
-        switch (mail.type) {
-        case LL_MAIL_ATTACH:
-            attach(engine, mail.attachment);
-            break;
-        case LL_MAIL_DETACH:
-            begin_detach(engine, mail.attachment, mail.value != 0);
-            break;
-        case LL_MAIL_SWEEP:
-            ll_intake_sweep(&engine->intake, mail.attachment);
-            break;
-        case LL_MAIL_DRAIN:
-            engine->is_draining = true;
-            engine->intake.is_draining = true;
-            engine->drain_deadline_ns = mail.value;
-            break;
-        case LL_MAIL_STOP:
-            engine->is_stopping = true;
-            break;
-        case LL_MAIL_DETACHED:
-        case LL_MAIL_FENCED:
-        case LL_MAIL_WAKE:
-        case LL_MAIL_IDLE:
-        case LL_MAIL_FAILED:
-            LL_ASSERT(!"mail that only the step thread sends");
-        }
-    }
-    if (n > 0)
-        engine->is_dirty = true;
-    return n;
-}
-
-static void go_on_draining(struct ll_engine *engine, uint64_t now_ns)
-{
-    if (engine->drain_deadline_ns != 0 && now_ns >= engine->drain_deadline_ns) {
-        ll_scheduler_fail_all(&engine->scheduler, LL_E_DRAINING);
-        engine->is_dirty = true;
-    }
-    struct ll_mail mail = {.type = LL_MAIL_IDLE};
-    if (!engine->is_idle_told && ll_engine_is_idle(engine))
-        engine->is_idle_told = ll_mailbox_send(engine->options.to_control, &mail);
-}
-
 /* ---- figures ----------------------------------------------------------------------------------*/
 
 static void beat(struct ll_engine *engine, uint64_t now_ns)
@@ -292,7 +150,7 @@ static void beat(struct ll_engine *engine, uint64_t now_ns)
         struct ll_attachment *client = engine->intake.client[engine->intake.id[i]];
         n_reserved += client->credits_reserved;
         if (client->wants_watch)
-            client->wants_watch = !watch(engine, client, true);
+            client->wants_watch = !ll_engine_watch(engine, client, true);
     }
     ll_stat_set(&engine->stats->credits_reserved, (uint64_t)n_reserved);
 }
@@ -314,7 +172,7 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
     if (engine->options.crashes != NULL)
         ll_crashes_record(engine->options.crashes);
     ll_scheduler_fail_all(&engine->scheduler, LL_E_BACKEND);
-    ll_outlet_fail_all(&engine->outlet, LL_E_BACKEND, clock_ns(engine));
+    ll_outlet_fail_all(&engine->outlet, LL_E_BACKEND, ll_engine_clock_ns(engine));
     atomic_store_explicit(&engine->options.info->rt_reason, (uint32_t)-LL_E_BACKEND,
                           memory_order_relaxed);
     /* Release, pairs with the acquire of clients: the reason before the state. Before the wake, so
@@ -324,10 +182,10 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
     engine->failed = LL_E_BACKEND;
     /* The box empties as the control thread reads; without it nobody waits for this mail. */
     for (int i = 0; !ll_mailbox_send(engine->options.to_control, &mail) && i < 1000; i++) {
-        notify_control(engine);
+        ll_engine_notify_control(engine);
         usleep(1000);
     }
-    notify_control(engine);
+    ll_engine_notify_control(engine);
     return engine->failed;
 }
 
@@ -335,11 +193,11 @@ static int fail(struct ll_engine *engine, const char *what, int code, const char
  * arrives meanwhile is in the next one. */
 static bool may_plan(struct ll_engine *engine, uint64_t now_ns)
 {
-    if (n_in_flight(engine) == engine->depth)
+    if (ll_engine_in_flight(engine) == engine->depth)
         return false;
     if (!engine->is_dirty && now_ns < engine->next_plan_ns)
         return false;
-    if (n_in_flight(engine) == 0)
+    if (ll_engine_in_flight(engine) == 0)
         return true;
     const struct ll_engine_step *running = &engine->step[engine->n_polled % LL_ENGINE_DEPTH_MAX];
     uint64_t lead_ns = LEAD_NS + 2 * engine->host_mean_ns + 2 * engine->poll_mean_ns;
@@ -399,7 +257,7 @@ static int poll_copies(struct ll_engine *engine, uint64_t now_ns)
     if (rc == 0)
         return 0;
     if (c->start_ns != 0) /* else it is known too late how long it took */
-        ll_cost_learn_copy(&engine->scheduler.cost, c->n, clock_ns(engine) - c->start_ns);
+        ll_cost_learn_copy(&engine->scheduler.cost, c->n, ll_engine_clock_ns(engine) - c->start_ns);
     ll_scheduler_copied(&engine->scheduler, c->batch);
     engine->n_copied++;
     engine->is_dirty = true;
@@ -429,7 +287,7 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
     step->ticket = engine->options.backend->submit(engine->options.device, &batch, &error);
     if (step->ticket < 0)
         return fail(engine, "submit", (int)step->ticket, error.s);
-    step->start_ns = n_in_flight(engine) == 0 ? clock_ns(engine) : 0;
+    step->start_ns = ll_engine_in_flight(engine) == 0 ? ll_engine_clock_ns(engine) : 0;
     step->waited_ns = 0;
     engine->n_submitted++;
     engine->is_dirty = true; /* the step after it may be planned */
@@ -451,7 +309,7 @@ static int poll_and_apply(struct ll_engine *engine, uint64_t *now_ns)
     int rc = o->backend->poll(o->device, step->ticket, &result, &error);
     if (rc < 0)
         return fail(engine, "poll", rc, error.s);
-    uint64_t done_ns = clock_ns(engine);
+    uint64_t done_ns = ll_engine_clock_ns(engine);
     if (o->caps.poll_works)
         move_mean(&engine->poll_mean_ns, done_ns - *now_ns);
     *now_ns = done_ns;
@@ -471,7 +329,7 @@ static int poll_and_apply(struct ll_engine *engine, uint64_t *now_ns)
     ll_hist_add(&engine->stats->step_ns, step_ns);
     ll_stat_add(&engine->stats->steps, 1);
     engine->n_polled++;
-    if (n_in_flight(engine) > 0)
+    if (ll_engine_in_flight(engine) > 0)
         engine->step[engine->n_polled % LL_ENGINE_DEPTH_MAX].start_ns = done_ns;
 
     engine->is_dirty = true;
@@ -487,12 +345,12 @@ static uint32_t look_after(struct ll_engine *engine, uint64_t now_ns)
     beat(engine, now_ns);
     if (now_ns >= engine->next_mail_ns) {
         engine->next_mail_ns = now_ns + MAIL_NS;
-        work = read_mail(engine);
+        work = ll_engine_read_mail(engine);
     }
     if (engine->n_leaving > 0)
-        go_on_detaching(engine);
+        ll_engine_go_on_detaching(engine);
     if (engine->is_draining)
-        go_on_draining(engine, now_ns);
+        ll_engine_go_on_draining(engine, now_ns);
     return work;
 }
 
@@ -511,7 +369,7 @@ int ll_engine_turn(struct ll_engine *engine)
 {
     if (engine->failed != 0)
         return engine->failed;
-    uint64_t now_ns = clock_ns(engine);
+    uint64_t now_ns = ll_engine_clock_ns(engine);
     engine->now_ns = now_ns;
     uint32_t work = look_after(engine, now_ns);
 
@@ -533,22 +391,22 @@ int ll_engine_turn(struct ll_engine *engine)
     ll_outlet_wake(&engine->outlet);
     uint64_t poll_ns = now_ns;
     if (n_seen > 0 || n_prepared > 0 || plans) {
-        poll_ns = clock_ns(engine);
+        poll_ns = ll_engine_clock_ns(engine);
         engine->host_ns += poll_ns - now_ns;
     }
 
-    int n_yields = n_in_flight(engine) > 0 ? poll_and_apply(engine, &poll_ns) : 0;
+    int n_yields = ll_engine_in_flight(engine) > 0 ? poll_and_apply(engine, &poll_ns) : 0;
     if (n_yields < 0)
         return n_yields;
     if (n_yields > 0 || plans || engine->pool.list[LL_SEQ_ENDING].n > 0)
         ll_outlet_publish(&engine->outlet, engine->yields, (uint32_t)n_yields, poll_ns);
-    if (n_in_flight(engine) > 0) /* else the next turn submits first */
+    if (ll_engine_in_flight(engine) > 0) /* else the next turn submits first */
         ll_outlet_wake(&engine->outlet);
     if (n_yields > 0) {
-        engine->host_ns += clock_ns(engine) - poll_ns;
+        engine->host_ns += ll_engine_clock_ns(engine) - poll_ns;
         count_host_work(engine);
     }
-    notify_control(engine);
+    ll_engine_notify_control(engine);
     return (int)(work + n_seen + n_prepared) + n_rows + n_yields;
 }
 
@@ -593,7 +451,7 @@ int ll_engine_run(struct ll_engine *engine)
         int work = ll_engine_turn(engine);
         if (work < 0)
             return work;
-        if (work > 0 || n_in_flight(engine) > 0 || engine->n_copied < engine->n_copies) {
+        if (work > 0 || ll_engine_in_flight(engine) > 0 || engine->n_copied < engine->n_copies) {
             idle_ns = 0;
             if (work > 0 || engine->options.caps.poll_works)
                 continue;
@@ -610,20 +468,20 @@ int ll_engine_run(struct ll_engine *engine)
         }
     }
     ll_scheduler_fail_all(&engine->scheduler, LL_E_DRAINING);
-    ll_outlet_fail_all(&engine->outlet, LL_E_DRAINING, clock_ns(engine));
+    ll_outlet_fail_all(&engine->outlet, LL_E_DRAINING, ll_engine_clock_ns(engine));
     ll_outlet_wake(&engine->outlet);
-    notify_control(engine);
+    ll_engine_notify_control(engine);
     return 0;
 }
 
 bool ll_engine_is_idle(const struct ll_engine *engine)
 {
-    return engine->pool.list[LL_SEQ_FREE].n == engine->pool.n && n_in_flight(engine) == 0;
+    return engine->pool.list[LL_SEQ_FREE].n == engine->pool.n && ll_engine_in_flight(engine) == 0;
 }
 
 void ll_engine_check(const struct ll_engine *engine)
 {
-    LL_ASSERT(n_in_flight(engine) <= engine->depth);
+    LL_ASSERT(ll_engine_in_flight(engine) <= engine->depth);
     ll_seq_check(&engine->pool);
     ll_scheduler_check(&engine->scheduler);
     ll_outlet_check(&engine->outlet);
