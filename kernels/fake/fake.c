@@ -25,7 +25,7 @@
  *   abort_on=ID     a batch that computes this id ends the process, as a fault in a driver would
  *   nan_at=N        the first row of batch N has status LL_ROW_NAN
  *   verify=0|1      see F1 (1) */
-#include "kernels/fake/fake.h"
+#include "kernels/fake/fake_impl.h"
 
 #include "base/bits.h"
 #include "base/clock.h"
@@ -36,65 +36,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define NO_PAGE    UINT32_MAX
-#define DEPTH_MAX  2u
-#define COPIES_MAX 4096u
-
-struct settings {
-    uint64_t vocab, depth, step_us, token_ns, polls, eos_permille;
-    uint64_t fail_at, hang_at, hang_ms, nan_at, verify;
-    uint64_t fail_on, abort_on; /* UINT64_MAX: none */
-};
-
-struct slot {
-    bool is_used;
-    uint32_t n_prompt, choice;
-    uint64_t seed;
-    struct ll_sampling sampling;
-    uint32_t n_hist; /* checked once, when the cache holds so many; 0: done */
-    uint64_t hist_context;
-    uint32_t last_id, last_position; /* what was sampled last and where it goes */
-    bool has_last;
-    uint32_t n_summed;  /* verify=0: pages whose sums are kept */
-    uint32_t next_read; /* verify=0: page to be read again next */
-};
-
-struct batch {
-    int64_t ticket; /* 0: none */
-    uint64_t done_ns, n_polls;
-    uint32_t n_inits, n_sets, n_rows, n_tokens;
-    struct ll_slot_init *init; /* hist is NULL, its sum is in hist_context */
-    uint64_t *hist_context;
-    struct ll_pages_set *set; /* page points into set_page */
-    uint32_t *set_page;
-    struct ll_row *row; /* token points into token, or is NULL */
-    uint32_t *token;
-    struct ll_row_out *out;
-    struct ll_ext *ext;
-    uint32_t n_ext;
-};
-
-struct ll_device {
-    struct ll_backend_options options;
-    struct settings settings;
-    struct ll_fake_rules rules;
-    struct ll_backend_caps caps;
-    uint32_t *page;      /* [n_pages][LL_PAGE_TOKENS] ids */
-    uint32_t *host_page; /* [n_host_pages][LL_PAGE_TOKENS] */
-    uint32_t *table;     /* [n_slots][pages_per_seq] */
-    uint64_t *page_sum;  /* [n_slots][pages_per_seq], verify=0 */
-    struct slot *slot;
-    bool *has_row; /* [n_slots], while a batch is checked */
-    struct batch batch[DEPTH_MAX];
-    int64_t n_submitted, n_done;
-    uint64_t last_done_ns;
-    struct ll_copy copy[COPIES_MAX]; /* ring */
-    int64_t copy_after[COPIES_MAX];  /* batch that must be done first */
-    int64_t n_copies, n_copied;
-    int failed; /* sticky */
-    struct ll_text failed_text;
-};
 
 /* ---- options ----------------------------------------------------------------------------------*/
 static int fail(struct ll_text *error, int code, const char *format, ...)
@@ -109,14 +50,14 @@ static int fail(struct ll_text *error, int code, const char *format, ...)
     return code;
 }
 
-static int parse_extra(struct settings *out, const char *extra, struct ll_text *error)
+static int parse_extra(struct ll_fake_settings *out, const char *extra, struct ll_text *error)
 {
     const struct {
         const char *name;
         uint64_t *value, max;
     } keys[] = {
         {"vocab", &out->vocab, 1u << 30},
-        {"depth", &out->depth, DEPTH_MAX},
+        {"depth", &out->depth, LL_FAKE_DEPTH_MAX},
         {"step_us", &out->step_us, 60000000},
         {"token_ns", &out->token_ns, 1000000000},
         {"polls", &out->polls, 1u << 30},
@@ -161,8 +102,8 @@ static void fake_close(struct ll_device *device)
 {
     if (device == NULL)
         return;
-    for (uint32_t i = 0; i < DEPTH_MAX; i++) {
-        struct batch *batch = &device->batch[i];
+    for (uint32_t i = 0; i < LL_FAKE_DEPTH_MAX; i++) {
+        struct ll_fake_batch *batch = &device->batch[i];
         free(batch->init);
         free(batch->hist_context);
         free(batch->set);
@@ -181,7 +122,7 @@ static void fake_close(struct ll_device *device)
     free(device);
 }
 
-static bool make_batch(struct batch *batch, const struct ll_backend_options *o)
+static bool make_batch(struct ll_fake_batch *batch, const struct ll_backend_options *o)
 {
     size_t n_slots = o->n_slots, n_rows = o->n_rows_max, n_tokens = o->n_tokens_max;
 
@@ -203,12 +144,12 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
                      const struct ll_model_shape *shape, struct ll_backend_caps *caps,
                      struct ll_text *error)
 {
-    struct settings settings = {.depth = 2,
-                                .polls = 1,
-                                .hang_ms = 5000,
-                                .verify = 1,
-                                .fail_on = UINT64_MAX,
-                                .abort_on = UINT64_MAX};
+    struct ll_fake_settings settings = {.depth = 2,
+                                        .polls = 1,
+                                        .hang_ms = 5000,
+                                        .verify = 1,
+                                        .fail_on = UINT64_MAX,
+                                        .abort_on = UINT64_MAX};
     const size_t page_bytes = LL_PAGE_TOKENS * sizeof(uint32_t);
 
     settings.vocab = shape->n_vocab;
@@ -304,22 +245,6 @@ static int fake_seal(struct ll_device *device, uint32_t weights, struct ll_text 
 }
 
 /* ---- submit: check and copy -------------------------------------------------------------------*/
-static int fail_sticky(struct ll_device *device, struct ll_text *error, int code,
-                       const char *format, ...) __attribute__((format(printf, 4, 5)));
-static int fail_sticky(struct ll_device *device, struct ll_text *error, int code,
-                       const char *format, ...)
-{
-    va_list list;
-
-    va_start(list, format);
-    vsnprintf(device->failed_text.s, sizeof(device->failed_text.s), format, list);
-    va_end(list);
-    device->failed = code;
-    if (error != NULL)
-        *error = device->failed_text;
-    return code;
-}
-
 /* Ids that a row carries: a scoring row without a sample has one more, a target. */
 static uint32_t ids_of(const struct ll_row *row)
 {
@@ -334,27 +259,27 @@ static int check_row(struct ll_device *device, const struct ll_row *row, uint32_
     const uint32_t capacity = device->options.pages_per_seq * LL_PAGE_TOKENS;
 
     if (row->slot >= device->options.n_slots || device->has_row[row->slot])
-        return fail_sticky(device, error, LL_E_INVAL, "fake: row %u: slot %u is %s", index,
-                           row->slot,
-                           row->slot >= device->options.n_slots ? "out of range" : "named twice");
+        return ll_fake_fail(device, error, LL_E_INVAL, "fake: row %u: slot %u is %s", index,
+                            row->slot,
+                            row->slot >= device->options.n_slots ? "out of range" : "named twice");
     if (row->flags & (LL_ROW_VERIFY | LL_ROW_LATE_MASK))
-        return fail_sticky(device, error, LL_E_UNSUPPORTED,
-                           "fake: row %u: no speculation and no late masks here", index);
+        return ll_fake_fail(device, error, LL_E_UNSUPPORTED,
+                            "fake: row %u: no speculation and no late masks here", index);
     if (row->n_tokens == 0 || row->pos >= capacity || row->n_tokens > capacity - row->pos)
-        return fail_sticky(device, error, LL_E_INVAL,
-                           "fake: row %u: %u tokens at %u do not lie in 1 .. %u", index,
-                           row->n_tokens, row->pos, capacity);
+        return ll_fake_fail(device, error, LL_E_INVAL,
+                            "fake: row %u: %u tokens at %u do not lie in 1 .. %u", index,
+                            row->n_tokens, row->pos, capacity);
     if (row->token == NULL && (row->n_tokens != 1 || !(row->flags & LL_ROW_SAMPLE)))
-        return fail_sticky(device, error, LL_E_INVAL,
-                           "fake: row %u: a run-ahead row samples after one token", index);
+        return ll_fake_fail(device, error, LL_E_INVAL,
+                            "fake: row %u: a run-ahead row samples after one token", index);
     for (uint32_t i = 0; i < ids_of(row); i++)
         if (row->token[i] >= device->rules.n_vocab)
-            return fail_sticky(device, error, LL_E_INVAL,
-                               "fake: row %u: id %u at %u is not below %u", index, row->token[i],
-                               row->pos + i, device->rules.n_vocab);
+            return ll_fake_fail(device, error, LL_E_INVAL,
+                                "fake: row %u: id %u at %u is not below %u", index, row->token[i],
+                                row->pos + i, device->rules.n_vocab);
     if (row->n_top > LL_EXT_TOP_MAX || row->n_prompt_top > LL_EXT_TOP_MAX)
-        return fail_sticky(device, error, LL_E_INVAL, "fake: row %u: more than %u top logprobs",
-                           index, LL_EXT_TOP_MAX);
+        return ll_fake_fail(device, error, LL_E_INVAL, "fake: row %u: more than %u top logprobs",
+                            index, LL_EXT_TOP_MAX);
     return 0;
 }
 
@@ -365,24 +290,24 @@ static int check_batch(struct ll_device *device, const struct ll_batch *in, stru
 
     if (in->n_rows > o->n_rows_max || in->n_inits > o->n_slots || in->n_pages_sets > o->n_slots ||
         in->weights >= ll_max_u64(o->n_weights, 1))
-        return fail_sticky(device, error, LL_E_INVAL,
-                           "fake: batch of %u rows, %u inits, %u page sets, weights %u: too large",
-                           in->n_rows, in->n_inits, in->n_pages_sets, in->weights);
+        return ll_fake_fail(device, error, LL_E_INVAL,
+                            "fake: batch of %u rows, %u inits, %u page sets, weights %u: too large",
+                            in->n_rows, in->n_inits, in->n_pages_sets, in->weights);
     for (uint32_t i = 0; i < in->n_inits; i++)
         if (in->inits[i].slot >= o->n_slots || in->inits[i].s.n_end > LL_END_IDS_MAX)
-            return fail_sticky(device, error, LL_E_INVAL, "fake: init %u: slot or end ids", i);
+            return ll_fake_fail(device, error, LL_E_INVAL, "fake: init %u: slot or end ids", i);
     for (uint32_t i = 0; i < in->n_pages_sets; i++) {
         const struct ll_pages_set *set = &in->pages[i];
         n_set_pages += set->n;
         if (set->slot >= o->n_slots || !ll_span_fits(set->first, set->n, o->pages_per_seq) ||
             n_set_pages > (uint64_t)o->n_slots * o->pages_per_seq)
-            return fail_sticky(device, error, LL_E_INVAL,
-                               "fake: page set %u: slot %u, entries %u + %u", i, set->slot,
-                               set->first, set->n);
+            return ll_fake_fail(device, error, LL_E_INVAL,
+                                "fake: page set %u: slot %u, entries %u + %u", i, set->slot,
+                                set->first, set->n);
         for (uint32_t k = 0; k < set->n; k++)
             if (set->page[k] >= device->caps.n_pages)
-                return fail_sticky(device, error, LL_E_INVAL, "fake: page set %u: page %u of %u", i,
-                                   set->page[k], device->caps.n_pages);
+                return ll_fake_fail(device, error, LL_E_INVAL, "fake: page set %u: page %u of %u",
+                                    i, set->page[k], device->caps.n_pages);
     }
     memset(device->has_row, 0, o->n_slots * sizeof(*device->has_row));
     for (uint32_t i = 0; i < in->n_rows; i++) {
@@ -393,12 +318,12 @@ static int check_batch(struct ll_device *device, const struct ll_batch *in, stru
         n_tokens += in->rows[i].n_tokens;
     }
     if (n_tokens > o->n_tokens_max)
-        return fail_sticky(device, error, LL_E_INVAL, "fake: %llu tokens in a batch, %u allowed",
-                           (unsigned long long)n_tokens, o->n_tokens_max);
+        return ll_fake_fail(device, error, LL_E_INVAL, "fake: %llu tokens in a batch, %u allowed",
+                            (unsigned long long)n_tokens, o->n_tokens_max);
     return 0;
 }
 
-static void copy_batch(struct batch *out, const struct ll_batch *in)
+static void copy_batch(struct ll_fake_batch *out, const struct ll_batch *in)
 {
     uint32_t n_pages = 0, n_ids = 0;
 
@@ -442,7 +367,7 @@ static bool computes(const struct ll_batch *in, uint64_t id)
 static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
                            struct ll_text *error)
 {
-    const struct settings *s = &device->settings;
+    const struct ll_fake_settings *s = &device->settings;
 
     if (device->failed != 0) {
         *error = device->failed_text;
@@ -457,11 +382,11 @@ static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
     if (s->abort_on != UINT64_MAX && computes(in, s->abort_on))
         abort();
     if (s->fail_on != UINT64_MAX && computes(in, s->fail_on))
-        return fail_sticky(device, error, LL_E_BACKEND, "fake: id %llu fails, as asked for",
-                           (unsigned long long)s->fail_on);
+        return ll_fake_fail(device, error, LL_E_BACKEND, "fake: id %llu fails, as asked for",
+                            (unsigned long long)s->fail_on);
 
     int64_t ticket = ++device->n_submitted;
-    struct batch *batch = &device->batch[ticket % DEPTH_MAX];
+    struct ll_fake_batch *batch = &device->batch[ticket % LL_FAKE_DEPTH_MAX];
     copy_batch(batch, in);
     batch->ticket = ticket;
     batch->n_polls = 0;
@@ -477,219 +402,39 @@ static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
     return ticket;
 }
 
-/* ---- execute ----------------------------------------------------------------------------------*/
-static uint32_t *table_of(struct ll_device *device, uint32_t slot)
-{
-    return device->table + (size_t)slot * device->options.pages_per_seq;
-}
-
-static uint64_t sum_page(const struct ll_device *device, uint32_t page, uint32_t entry,
-                         uint32_t n_tokens)
-{
-    const uint32_t *cell = device->page + (size_t)page * LL_PAGE_TOKENS;
-    uint64_t sum = 0;
-
-    for (uint32_t i = 0; i < n_tokens; i++)
-        sum += ll_fake_mix(cell[i], entry * LL_PAGE_TOKENS + i);
-    return sum;
-}
-
-/* Sum over positions [0, n_tokens) of a slot, read through its page table (F1). */
-static uint64_t read_context(struct ll_device *device, uint32_t slot_index, uint32_t n_tokens)
-{
-    struct slot *slot = &device->slot[slot_index];
-    const uint32_t *table = table_of(device, slot_index);
-    uint64_t *kept = device->page_sum + (size_t)slot_index * device->options.pages_per_seq;
-    uint32_t n_full = n_tokens / LL_PAGE_TOKENS, rest = n_tokens % LL_PAGE_TOKENS;
-    uint64_t sum = rest != 0 ? sum_page(device, table[n_full], n_full, rest) : 0;
-
-    if (device->settings.verify) {
-        for (uint32_t i = 0; i < n_full; i++)
-            sum += sum_page(device, table[i], i, LL_PAGE_TOKENS);
-        return sum;
-    }
-    for (; slot->n_summed < n_full; slot->n_summed++)
-        kept[slot->n_summed] =
-            sum_page(device, table[slot->n_summed], slot->n_summed, LL_PAGE_TOKENS);
-    for (uint32_t k = 0; k < 2 && n_full > 0; k++) {
-        slot->next_read = (slot->next_read + 1) % n_full;
-        kept[slot->next_read] =
-            sum_page(device, table[slot->next_read], slot->next_read, LL_PAGE_TOKENS);
-    }
-    for (uint32_t i = 0; i < n_full; i++)
-        sum += kept[i];
-    return sum;
-}
-
-static void apply_inits(struct ll_device *device, const struct batch *batch)
-{
-    for (uint32_t i = 0; i < batch->n_inits; i++) {
-        const struct ll_slot_init *init = &batch->init[i];
-        device->slot[init->slot] = (struct slot){
-            .is_used = true,
-            .n_prompt = init->n_prompt,
-            .choice = init->choice,
-            .seed = init->seed,
-            .sampling = init->s,
-            .n_hist = init->n_hist,
-            .hist_context = batch->hist_context[i],
-        };
-        memset(table_of(device, init->slot), 0xff,
-               device->options.pages_per_seq * sizeof(uint32_t));
-    }
-    for (uint32_t i = 0; i < batch->n_sets; i++) {
-        const struct ll_pages_set *set = &batch->set[i];
-        struct slot *slot = &device->slot[set->slot];
-        memcpy(table_of(device, set->slot) + set->first, set->page, set->n * sizeof(uint32_t));
-        slot->n_summed = (uint32_t)ll_min_u64(slot->n_summed, set->first);
-        slot->next_read = 0;
-    }
-}
-
-static void put_ext(struct batch *batch, struct ll_row_out *out, struct ll_ext pair)
-{
-    batch->ext[batch->n_ext++] = pair;
-    out->n_ext++;
-}
-
-static void sample_row(struct ll_device *device, struct batch *batch, const struct ll_row *row,
-                       struct ll_row_out *out, uint64_t context)
-{
-    struct slot *slot = &device->slot[row->slot];
-    uint32_t position = row->pos + row->n_tokens;
-
-    out->n_tokens = 1;
-    out->token[0] = ll_fake_sample(&device->rules, context, slot->seed, slot->choice, position,
-                                   &slot->sampling, position - slot->n_prompt);
-    out->logprob[0] = ll_fake_logprob(context, out->token[0]);
-    slot->last_id = out->token[0];
-    slot->last_position = position;
-    slot->has_last = true;
-    for (uint32_t k = 0; k < row->n_top; k++)
-        put_ext(batch, out, ll_fake_top(&device->rules, context, k));
-}
-
-/* Scores the row's own positions: the target of position p is the id at p + 1. */
-static void score_row(struct ll_device *device, struct batch *batch, const struct ll_row *row,
-                      struct ll_row_out *out)
-{
-    const uint32_t *table = table_of(device, row->slot);
-    uint64_t context = read_context(device, row->slot, row->pos);
-    uint32_t n_scored = row->n_tokens - ((row->flags & LL_ROW_SAMPLE) != 0);
-
-    for (uint32_t i = 0; i < n_scored; i++) {
-        uint32_t at = row->pos + i;
-        uint32_t page = table[at / LL_PAGE_TOKENS];
-        context +=
-            ll_fake_mix(device->page[(size_t)page * LL_PAGE_TOKENS + at % LL_PAGE_TOKENS], at);
-        struct ll_ext pair = {row->token[i + 1], ll_fake_logprob(context, row->token[i + 1])};
-        put_ext(batch, out, pair);
-        for (uint32_t k = 0; k < row->n_prompt_top; k++)
-            put_ext(batch, out, ll_fake_top(&device->rules, context, k));
-    }
-}
-
-static int run_row(struct ll_device *device, struct batch *batch, uint32_t index)
-{
-    const struct ll_row *row = &batch->row[index];
-    struct ll_row_out *out = &batch->out[index];
-    struct slot *slot = &device->slot[row->slot];
-    const uint32_t *table = table_of(device, row->slot);
-    uint32_t n_after = row->pos + row->n_tokens;
-
-    *out = (struct ll_row_out){.slot = row->slot, .ext = batch->n_ext};
-    if (!slot->is_used)
-        return fail_sticky(device, NULL, LL_E_INVAL, "fake: row %u: slot %u was never made", index,
-                           row->slot);
-    for (uint32_t i = row->pos / LL_PAGE_TOKENS; i <= (n_after - 1) / LL_PAGE_TOKENS; i++)
-        if (table[i] == NO_PAGE)
-            return fail_sticky(device, NULL, LL_E_INVAL,
-                               "fake: row %u: slot %u has no page for positions from %u", index,
-                               row->slot, i * LL_PAGE_TOKENS);
-    if (row->token == NULL && (!slot->has_last || slot->last_position != row->pos))
-        return fail_sticky(device, NULL, LL_E_INVAL,
-                           "fake: row %u: run-ahead at %u, but slot %u sampled for %u", index,
-                           row->pos, row->slot, slot->last_position);
-    for (uint32_t i = 0; i < row->n_tokens; i++) {
-        uint32_t at = row->pos + i;
-        device->page[(size_t)table[at / LL_PAGE_TOKENS] * LL_PAGE_TOKENS + at % LL_PAGE_TOKENS] =
-            row->token == NULL ? slot->last_id : row->token[i];
-    }
-    /* A page written again must be summed again (verify=0). */
-    slot->n_summed = (uint32_t)ll_min_u64(slot->n_summed, row->pos / LL_PAGE_TOKENS);
-
-    if (row->flags & LL_ROW_SAMPLE) {
-        for (uint32_t i = 0; i * LL_PAGE_TOKENS < n_after; i++)
-            if (table[i] == NO_PAGE)
-                return fail_sticky(device, NULL, LL_E_INVAL,
-                                   "fake: row %u: slot %u attends to %u, where it has no page",
-                                   index, row->slot, i * LL_PAGE_TOKENS);
-        uint64_t context = read_context(device, row->slot, n_after);
-        if (slot->n_hist != 0 && n_after != slot->n_hist)
-            return fail_sticky(device, NULL, LL_E_INVAL,
-                               "fake: row %u: slot %u samples after %u ids, its history has %u",
-                               index, row->slot, n_after, slot->n_hist);
-        if (slot->n_hist != 0 && context != slot->hist_context)
-            return fail_sticky(device, NULL, LL_E_INVAL,
-                               "fake: row %u: the pages of slot %u do not hold its history", index,
-                               row->slot);
-        slot->n_hist = 0;
-        sample_row(device, batch, row, out, context);
-    }
-    if (row->flags & LL_ROW_PROMPT_LOGPROBS)
-        score_row(device, batch, row, out);
-    if ((uint64_t)batch->ticket == device->settings.nan_at && index == 0)
-        out->status = LL_ROW_NAN;
-    return 0;
-}
-
-static void run_copies(struct ll_device *device)
-{
-    const size_t n = LL_PAGE_TOKENS;
-
-    while (device->n_copied < device->n_copies &&
-           device->copy_after[device->n_copied % COPIES_MAX] <= device->n_done) {
-        const struct ll_copy *copy = &device->copy[device->n_copied % COPIES_MAX];
-        if (copy->kind == LL_COPY_D2H)
-            memcpy(device->host_page + copy->dst * n, device->page + copy->src * n, n * 4);
-        else
-            memcpy(device->page + copy->dst * n, device->host_page + copy->src * n, n * 4);
-        device->n_copied++;
-    }
-}
-
+/* ---- poll ------------------------------------------------------------------------------------*/
 static int fake_poll(struct ll_device *device, int64_t ticket, struct ll_result *out,
                      struct ll_text *error)
 {
-    const struct settings *s = &device->settings;
+    const struct ll_fake_settings *s = &device->settings;
 
     if (device->failed != 0) {
         *error = device->failed_text;
         return device->failed;
     }
     if (ticket != device->n_done + 1 || ticket > device->n_submitted)
-        return fail_sticky(device, error, LL_E_INVAL, "fake: polled ticket %lld, %lld is next",
-                           (long long)ticket, (long long)device->n_done + 1);
-    struct batch *batch = &device->batch[ticket % DEPTH_MAX];
+        return ll_fake_fail(device, error, LL_E_INVAL, "fake: polled ticket %lld, %lld is next",
+                            (long long)ticket, (long long)device->n_done + 1);
+    struct ll_fake_batch *batch = &device->batch[ticket % LL_FAKE_DEPTH_MAX];
     if (++batch->n_polls < s->polls || (batch->done_ns != 0 && ll_now_ns() < batch->done_ns))
         return 0;
     if ((uint64_t)ticket == s->hang_at)
-        return fail_sticky(device, error, LL_E_BACKEND, "fake: step %lld hangs, as asked for",
-                           (long long)ticket);
+        return ll_fake_fail(device, error, LL_E_BACKEND, "fake: step %lld hangs, as asked for",
+                            (long long)ticket);
     if ((uint64_t)ticket == s->fail_at)
-        return fail_sticky(device, error, LL_E_BACKEND, "fake: step %lld fails, as asked for",
-                           (long long)ticket);
-    apply_inits(device, batch);
+        return ll_fake_fail(device, error, LL_E_BACKEND, "fake: step %lld fails, as asked for",
+                            (long long)ticket);
+    ll_fake_apply_inits(device, batch);
     batch->n_ext = 0;
     for (uint32_t i = 0; i < batch->n_rows; i++) {
-        int rc = run_row(device, batch, i);
+        int rc = ll_fake_run_row(device, batch, i);
         if (rc < 0) {
             *error = device->failed_text;
             return rc;
         }
     }
     device->n_done = ticket;
-    run_copies(device);
+    ll_fake_run_copies(device);
     *out = (struct ll_result){
         .rows = batch->out,
         .ext = batch->ext,
@@ -703,8 +448,8 @@ static int fake_poll(struct ll_device *device, int64_t ticket, struct ll_result 
 static int64_t fake_copy(struct ll_device *device, const struct ll_copy *list, uint32_t n,
                          struct ll_text *error)
 {
-    if (n > COPIES_MAX - (uint64_t)(device->n_copies - device->n_copied))
-        return fail(error, LL_E_AGAIN, "fake: more than %u page copies wait", COPIES_MAX);
+    if (n > LL_FAKE_COPIES_MAX - (uint64_t)(device->n_copies - device->n_copied))
+        return fail(error, LL_E_AGAIN, "fake: more than %u page copies wait", LL_FAKE_COPIES_MAX);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t on_device = list[i].kind == LL_COPY_D2H ? list[i].src : list[i].dst;
         uint32_t on_host = list[i].kind == LL_COPY_D2H ? list[i].dst : list[i].src;
@@ -713,11 +458,11 @@ static int64_t fake_copy(struct ll_device *device, const struct ll_copy *list, u
             return fail(error, LL_E_INVAL, "fake: page copy %u: kind or page out of range", i);
     }
     for (uint32_t i = 0; i < n; i++) {
-        device->copy[device->n_copies % COPIES_MAX] = list[i];
-        device->copy_after[device->n_copies % COPIES_MAX] = device->n_submitted;
+        device->copy[device->n_copies % LL_FAKE_COPIES_MAX] = list[i];
+        device->copy_after[device->n_copies % LL_FAKE_COPIES_MAX] = device->n_submitted;
         device->n_copies++;
     }
-    run_copies(device);
+    ll_fake_run_copies(device);
     return device->n_copies;
 }
 
