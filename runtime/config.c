@@ -27,6 +27,8 @@ static const struct ll_option options[] = {
     {"Model", "quantization", LL_OPTION_CHOICE, AT(quantization), 0, 0,
      "none|fp8|compressed-tensors|fbgemm_fp8|modelopt", "none", NULL,
      "fp8: BF16 linear layers become e4m3 while they load; an FP8 checkpoint needs no option"},
+    {"Model", "weights-checksum", LL_OPTION_STRING, AT(weights_checksum), 0, 0, NULL, NULL,
+     "print|HEX", "print the weights' XXH3-128 while they load, or refuse those that have another"},
     {"Model", "dtype", LL_OPTION_CHOICE, AT(dtype), 0, 0,
      "auto|float32|bfloat16|float16|half|float", "auto", NULL,
      "of computing; auto: the checkpoint's; float16 computes in bfloat16"},

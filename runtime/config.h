@@ -42,6 +42,7 @@ struct ll_config {
     char model[1024];
     char served_model_name[128];
     uint32_t load_format, quantization, dtype, generation_config;
+    char weights_checksum[40]; /* "": none; "print", or 32 hex digits */
     char chat_template[32];
     uint32_t max_model_len; /* 0: the model's */
     uint64_t seed;

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* One thread keeps reads in flight and hands what has come to the backend.
  *
- *   L1  a buffer is FREE, READING a chunk, or COPYING: its pieces are fed and it is filled again
- *       only when the ticket of each of them is done
- *   L2  chunks are started in the plan's order and come in any
- *   L3  a file must be what ll_checkpoint_open() saw, before its first read and after its last:
- *       same size, same modification time
- *   L4  it waits for a completion, or sleeps between questions for a ticket: it never spins
- * No mapping of files: one cut off while it is read is a short read here, not a SIGBUS. */
+ *   L1  a buffer is FREE, READING a chunk, HASHING it (with a checksum only), or COPYING: its
+ * pieces are fed and it is filled again only when the ticket of each of them is done L2  chunks are
+ * started in the plan's order and come in any L3  a file must be what ll_checkpoint_open() saw,
+ * before its first read and after its last: same size, same modification time L4  it waits for a
+ * completion, or sleeps between questions for a ticket: it never spins No mapping of files: one cut
+ * off while it is read is a short read here, not a SIGBUS. */
 #include "runtime/loader.h"
 
 #include "base/assert.h"
@@ -18,11 +17,13 @@
 #include "ll/client.h"
 #include "runtime/fp8.h"
 #include "runtime/jsonfile.h"
+#include "runtime/loader_hash.h"
 #include "runtime/loader_plan.h"
 
 #include <numaif.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/mman.h>
 
 #define BUFFER_BYTES ((size_t)8 << 20)
@@ -31,7 +32,7 @@
 #define FED_STALL_NS (60 * LL_NS_PER_S)
 #define FED_SLEEP_NS 20000
 
-enum buffer_state { BUFFER_FREE, BUFFER_READING, BUFFER_COPYING };
+enum buffer_state { BUFFER_FREE, BUFFER_READING, BUFFER_HASHING, BUFFER_COPYING };
 
 struct buffer {
     struct ll_read read;
@@ -49,11 +50,12 @@ struct load {
     struct ll_load_options options;
     struct ll_load_plan plan;
     struct ll_reader *reader;
+    struct ll_load_hash *hash; /* NULL: no checksum */
     struct buffer *buffer;
-    uint32_t n_buffers;
+    uint32_t n_buffers, n_used; /* made; the reader has a use for */
     void *staging;
     size_t staging_bytes;
-    uint32_t n_started, n_reading, n_copying; /* chunks */
+    uint32_t n_started, n_reading, n_hashing, n_copying; /* chunks */
     struct ll_load_progress progress;
     uint64_t start_ns, fed_ns;
 };
@@ -256,7 +258,7 @@ static int move_buffers(struct load *load)
 {
     int n_moved = 0;
 
-    for (uint32_t i = 0; i < load->n_buffers; i++) {
+    for (uint32_t i = 0; i < load->n_used; i++) {
         struct buffer *buffer = &load->buffer[i];
         if (buffer->state == BUFFER_COPYING) {
             int rc = ask_tickets(load, buffer);
@@ -282,25 +284,72 @@ static int move_buffers(struct load *load)
     return n_moved;
 }
 
-/* A read has come back: its pieces go to the backend. */
+/* The chunk's pieces go to the backend. */
+static int hand_over(struct load *load, struct buffer *buffer)
+{
+    buffer->state = BUFFER_COPYING;
+    load->n_copying++;
+    load->fed_ns = ll_now_ns();
+    int rc = feed_chunk(load, buffer);
+    if (rc < 0)
+        return rc;
+    load->progress.bytes_done += buffer->chunk->end - buffer->chunk->begin;
+    return report(load);
+}
+
+/* A read has come back. */
 static int finish_read(struct load *load, struct ll_read *read)
 {
     struct buffer *buffer = (struct buffer *)((char *)read - offsetof(struct buffer, read));
     const struct ll_load_chunk *chunk = buffer->chunk;
 
     load->n_reading--;
-    buffer->state = BUFFER_COPYING;
-    load->n_copying++;
     if (read->error < 0)
         return LL_ERR(read->error, "%s: tensor \"%s\": %s",
                       ll_path_tail(load->checkpoint->file[chunk->file].path),
                       load->plan.piece[chunk->first_piece].tensor->name, read->error_text);
-    load->fed_ns = ll_now_ns();
-    int rc = feed_chunk(load, buffer);
+    if (load->hash == NULL)
+        return hand_over(load, buffer);
+    buffer->state = BUFFER_HASHING;
+    load->n_hashing++;
+    ll_load_hash_add(load->hash, (uint32_t)(chunk - load->plan.chunk), read->first,
+                     chunk->end - chunk->begin);
+    return 0;
+}
+
+/* A chunk that is hashed goes on; 1 when there was one. */
+static int finish_hash(struct load *load, bool is_waiting)
+{
+    int64_t i = ll_load_hash_take(load->hash, is_waiting);
+
+    for (uint32_t k = 0; k < load->n_used && i >= 0; k++) {
+        struct buffer *buffer = &load->buffer[k];
+        if (buffer->state != BUFFER_HASHING || buffer->chunk != &load->plan.chunk[i])
+            continue;
+        load->n_hashing--;
+        int rc = hand_over(load, buffer);
+        return rc < 0 ? rc : 1;
+    }
+    return 0;
+}
+
+/* Waits for what comes next, if nothing has moved: a read, a hashed chunk, a ticket. */
+static int wait_for_more(struct load *load, bool has_moved)
+{
+    const bool is_hashing = load->hash != NULL && ll_load_hash_is_busy(load->hash);
+    /* With copies under way and more to read a ticket may come first: look at both. */
+    const bool is_waiting = load->n_reading > 0 && !is_hashing &&
+                            (load->n_copying == 0 || load->n_started == load->plan.n_chunks);
+    int rc;
+    struct ll_read *read = ll_reader_take(load->reader, is_waiting, &rc);
+
     if (rc < 0)
         return rc;
-    load->progress.bytes_done += chunk->end - chunk->begin;
-    return report(load);
+    if (read != NULL)
+        return finish_read(load, read);
+    if (is_hashing && (rc = finish_hash(load, !has_moved)) != 0)
+        return rc < 0 ? rc : 0;
+    return !has_moved && load->n_copying > 0 ? sleep_for_tickets(load) : 0;
 }
 
 static int load_chunks(struct load *load)
@@ -308,19 +357,30 @@ static int load_chunks(struct load *load)
     int rc = report(load);
 
     load->fed_ns = ll_now_ns();
-    while (rc >= 0) {
-        int n_moved = rc = move_buffers(load);
-        if (rc < 0 || load->n_reading + load->n_copying == 0)
-            break;
-        /* With copies under way and more to read a ticket may come first: look at both. */
-        bool is_waiting = load->n_copying == 0 || load->n_started == load->plan.n_chunks;
-        struct ll_read *read = ll_reader_take(load->reader, is_waiting && load->n_reading > 0, &rc);
-        if (rc == 0 && read != NULL)
-            rc = finish_read(load, read);
-        else if (rc == 0 && n_moved == 0)
-            rc = load->n_copying > 0 ? sleep_for_tickets(load) : 0;
+    while (rc == 0) {
+        int n_moved = move_buffers(load);
+        if (n_moved < 0 || load->n_reading + load->n_hashing + load->n_copying == 0)
+            return n_moved < 0 ? n_moved : 0;
+        rc = wait_for_more(load, n_moved > 0);
     }
-    return rc < 0 ? rc : 0;
+    return rc;
+}
+
+static int check_checksum(const struct load *load)
+{
+    char found[LL_LOAD_HASH_BYTES];
+
+    if (load->hash == NULL)
+        return 0;
+    ll_load_hash_text(load->hash, found);
+    ll_info("weights: checksum %s", found);
+    if (strcmp(load->options.checksum, "print") != 0 &&
+        strcasecmp(load->options.checksum, found) != 0)
+        return LL_ERR(
+            LL_E_INVAL,
+            "%s: the weights have the checksum %s, not %.40s: they are damaged, or others",
+            ll_path_tail(load->checkpoint->directory), found, load->options.checksum);
+    return 0;
 }
 
 static int read_all(struct load *load)
@@ -339,15 +399,22 @@ static int read_all(struct load *load)
         return rc;
     ll_info("weights: %.2f GB by %s", (double)load->plan.bytes_total / 1e9,
             ll_reader_describe(load->reader));
-    rc = load_chunks(load);
+    load->n_used = ll_reader_depth(load->reader);
+    if (load->options.checksum != NULL)
+        rc = ll_load_hash_open(&load->hash, load->n_used);
+    if (rc == 0)
+        rc = load_chunks(load);
     if (rc == 0)
         rc = ll_reader_check(load->reader);
+    if (rc == 0)
+        rc = check_checksum(load);
 
     /* Also after an error: reads and copies may still use the buffers. The first error is the one
      * to tell. */
     char first_text[LL_ERR_TEXT_BYTES];
     snprintf(first_text, sizeof(first_text), "%s", ll_err_text());
     ll_reader_close(load->reader);
+    ll_load_hash_close(load->hash);
     for (uint32_t i = 0; i < load->n_buffers; i++) {
         int drained = drain_buffer(load, &load->buffer[i]);
         if (rc < 0)

@@ -5,8 +5,9 @@
  * read (loader_plan.h); many reads are in flight into staging buffers (reader.h) while the backend
  * takes the pieces of those that are full. With quantize_fp8 linears that are not FP8 become it on
  * the way, row by row (fp8.h): the backend is asked for, and fed, e4m3 and scales.
- * The staging memory that pin() was given is the loader's: it is gone when ll_loader_run() returns,
- * so a backend forgets its pins in seal or close. */
+ * With a checksum each chunk is hashed by a second thread before the backend gets it
+ * (loader_hash.h). The staging memory that pin() was given is the loader's: it is gone when
+ * ll_loader_run() returns, so a backend forgets its pins in seal or close. */
 #ifndef RUNTIME_LOADER_H
 #define RUNTIME_LOADER_H
 
@@ -23,6 +24,7 @@ typedef int ll_load_callback(void *context, const struct ll_load_progress *progr
 struct ll_load_options {
     bool quantize_fp8;
     int numa_node;                         /* of the staging memory; -1: any */
+    const char *checksum;                  /* NULL: none; "print", or what it must be (32 digits) */
     enum ll_reader_way way;                /* LL_READER_AUTO but in tests and benches */
     const struct ll_reader_faults *faults; /* NULL but in tests */
     ll_load_callback *callback;            /* NULL: none */

@@ -36,8 +36,9 @@ void ll_progress_show(struct ll_progress *progress, const struct ll_load_progres
     for (int i = 0; i < BAR_WIDTH; i++)
         bar[i] = i < (int)(share * BAR_WIDTH) ? '#' : '.';
     bar[BAR_WIDTH] = 0;
-    int n = fprintf(stderr, "\rweights [%s] %3.0f %%  %.2f GB  %.2f GB/s ", bar, share * 100, gb,
-                    speed);
+    double left = speed > 0 ? ((double)now->bytes_total / 1e9 - gb) / speed : 0;
+    int n = fprintf(stderr, "\rweights [%s] %3.0f %%  %.2f of %.2f GB  %.2f GB/s  %.0f s left ",
+                    bar, share * 100, gb, (double)now->bytes_total / 1e9, speed, left);
     progress->n_shown = n > progress->n_shown ? n : progress->n_shown;
 }
 

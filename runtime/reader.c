@@ -487,6 +487,12 @@ enum ll_reader_way ll_reader_way(const struct ll_reader *reader)
     return reader->way;
 }
 
+uint32_t ll_reader_depth(const struct ll_reader *reader)
+{
+    return reader->way == LL_READER_PLAIN ? (uint32_t)ll_min_u64(2, reader->options.depth)
+                                          : reader->options.depth;
+}
+
 const char *ll_reader_describe(const struct ll_reader *reader)
 {
     return reader->text;

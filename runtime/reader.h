@@ -81,6 +81,9 @@ struct ll_read *ll_reader_take(struct ll_reader *reader, bool is_waiting, int *r
 int ll_reader_check(const struct ll_reader *reader);
 
 enum ll_reader_way ll_reader_way(const struct ll_reader *reader);
+/* Reads that are worth having in flight: options.depth, but two where one thread does each of them
+ * when it is taken, since more buffers only leave the processor's cache. */
+uint32_t ll_reader_depth(const struct ll_reader *reader);
 /* "io_uring, registered buffers; 4 of 4 files past the page cache" */
 const char *ll_reader_describe(const struct ll_reader *reader);
 

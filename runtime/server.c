@@ -190,8 +190,10 @@ static int load_weights(struct server *server)
             return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
     } else {
         ll_progress_init(&progress);
+        const char *checksum = setup->config->weights_checksum;
         const struct ll_load_options options = {.quantize_fp8 = setup->quantize_fp8,
                                                 .numa_node = setup->topology.numa_node,
+                                                .checksum = checksum[0] != 0 ? checksum : NULL,
                                                 .callback = on_progress,
                                                 .context = &progress};
         rc = ll_loader_run(setup->backend, setup->device, 0, &setup->checkpoint, &options);

@@ -420,6 +420,19 @@ static int choose_quantization(struct ll_setup *setup)
     return 0;
 }
 
+static int check_checksum(struct ll_setup *setup)
+{
+    const char *text = setup->config->weights_checksum;
+
+    if (text[0] == 0 || strcmp(text, "print") == 0 ||
+        (strlen(text) == 32 && strspn(text, "0123456789abcdefABCDEF") == 32))
+        return 0;
+    return usage(setup, LL_ERR(LL_E_INVAL,
+                               "--weights-checksum: \"%s\" is neither print nor 32 hex "
+                               "digits",
+                               text));
+}
+
 int ll_setup_device(struct ll_setup *setup)
 {
     const struct ll_config *config = setup->config;
@@ -444,6 +457,8 @@ int ll_setup_device(struct ll_setup *setup)
     o->seed = config->seed;
     o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
     rc = choose_quantization(setup);
+    if (rc == 0)
+        rc = check_checksum(setup);
     if (rc < 0)
         return rc;
 

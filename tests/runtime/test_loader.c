@@ -13,6 +13,9 @@
 #include "runtime/loader.h"
 #include "runtime/tensor_names.h"
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -500,6 +503,47 @@ static void quantising_a_row_is_what_the_header_says(void **state)
     }
 }
 
+/* ---- the checksum -----------------------------------------------------------------------------*/
+
+/* Of a file's data: everything is wanted here, and lies in one run. */
+static void hash_data(const struct fixture *f, char out[40])
+{
+    const struct ll_checkpoint_file *file = &f->checkpoint.file[0];
+    const uint64_t n = f->checkpoint.weights_bytes;
+    uint8_t *data = malloc(n);
+    int fd = open(file->path, O_RDONLY | O_CLOEXEC);
+
+    assert_int_equal(pread(fd, data, n, (off_t)(file->size_bytes - n)), n);
+    close(fd);
+    XXH128_hash_t h = XXH3_128bits(data, n);
+    snprintf(out, 40, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
+    free(data);
+}
+
+static void the_checksum_is_that_of_the_bytes_by_every_way_and_with_fp8(void **state)
+{
+    (void)state;
+    for (int turn = 0; turn <= LL_READER_PLAIN + 1; turn++) {
+        const bool is_fp8 =
+            turn > LL_READER_PLAIN; /* which changes the bytes, after they are hashed */
+        struct fixture *f = is_fp8 ? open_wide_fixture(false) : open_fixture("F32", false);
+        char text[40];
+        hash_data(f, text);
+        f->options.way = is_fp8 ? LL_READER_THREADS : (enum ll_reader_way)turn;
+        f->options.quantize_fp8 = is_fp8;
+        f->options.checksum = text;
+        forget_files(f);
+        if (load(f) < 0)
+            fail_msg("turn %d: %s", turn, ll_err_text());
+        if (!is_fp8) {
+            text[31] = text[31] == '0' ? '1' : '0';
+            assert_fails(f, LL_E_INVAL, "have the checksum", "not");
+        }
+        assert_int_equal(f->device.n_seals, 1);
+        close_fixture(f);
+    }
+}
+
 struct seen {
     uint64_t last, total;
     int n_calls, stop_at;
@@ -619,6 +663,7 @@ int main(void)
         cmocka_unit_test(linears_are_quantised_across_buffers_and_ranks),
         cmocka_unit_test(numbers_that_cannot_be_quantised_are_named),
         cmocka_unit_test(quantising_a_row_is_what_the_header_says),
+        cmocka_unit_test(the_checksum_is_that_of_the_bytes_by_every_way_and_with_fp8),
         cmocka_unit_test(progress_rises_to_the_total_and_can_stop_the_load),
         cmocka_unit_test(errors_of_the_backend_come_with_its_words_and_the_tensor),
         cmocka_unit_test(file_that_changes_while_loading_is_refused),
