@@ -52,9 +52,9 @@ static int check_options(const struct ll_backend_options *o, struct ll_text *err
     if (o->kv_dtype != 0 && o->kv_dtype != LL_DTYPE_F32 && o->kv_dtype != LL_DTYPE_BF16)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
                            "the cpu backend keeps its KV pages in float32 or bfloat16");
-    if (o->tensor_parallel > 1)
+    if (o->tensor_parallel > 1 && o->has_dummy_weights)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
-                           "the cpu backend runs one rank; set tensor parallelism to 1");
+                           "dummy weights are for one rank; set tensor parallelism to 1");
     if (o->n_slots == 0 || o->n_tokens_max == 0 || o->n_rows_max == 0 || o->pages_per_seq == 0 ||
         o->n_weights == 0 || o->n_weights > 2 || o->n_threads > LL_TEAM_THREADS_MAX)
         return ll_cpu_fail(error, LL_E_INVAL,
@@ -248,8 +248,8 @@ static int open_pages(struct ll_device *d, struct ll_text *error)
 
 static void free_device(struct ll_device *d)
 {
-    for (uint32_t i = 0; i < 2; i++)
-        ll_cpu_weights_close(&d->weights[i]);
+    for (uint32_t i = 0; i < 2 * LL_CPU_RANKS_MAX; i++)
+        ll_cpu_weights_close(&d->weights[0][0] + i);
     for (uint32_t i = 0; i < d->n_mappings; i++)
         ll_cpu_unmap(d->mapping[i].base, d->mapping[i].size_bytes);
     free(d);
@@ -260,8 +260,12 @@ static int open_parts(struct ll_device *d, struct ll_text *error)
     const struct ll_backend_options *o = &d->options;
     int rc = open_pages(d, error);
 
-    for (uint32_t i = 0; i < o->n_weights && rc == 0; i++)
-        rc = ll_cpu_weights_open(&d->weights[i], &d->shape, o->dtype, o->numa_node, error);
+    const struct ll_model_shape rank_shape = ll_cpu_rank_shape(&d->model, d->n_ranks);
+    for (uint32_t i = 0; i < o->n_weights * d->n_ranks && rc == 0; i++) {
+        struct ll_cpu_weights *weights = &d->weights[i / d->n_ranks][i % d->n_ranks];
+        rc = ll_cpu_weights_open(weights, &rank_shape, o->dtype, o->numa_node, error);
+        weights->is_follower = i % d->n_ranks != 0;
+    }
     if (rc < 0)
         return rc;
     if (open_activations(d) < 0 || open_steps(d) < 0 || open_slots(d) < 0 || open_workers(d) < 0)
@@ -270,7 +274,7 @@ static int open_parts(struct ll_device *d, struct ll_text *error)
                            o->n_tokens_max);
     ll_cpu_rope_frequencies(d->frequency, &d->shape);
     for (uint32_t i = 0; o->has_dummy_weights && i < o->n_weights && rc == 0; i++)
-        rc = ll_cpu_weights_dummy(&d->weights[i], o->seed, d->is_fp8_dummy, error);
+        rc = ll_cpu_weights_dummy(&d->weights[i][0], o->seed, d->is_fp8_dummy, error);
     return rc;
 }
 
@@ -282,6 +286,8 @@ static int cpu_open(struct ll_device **out, const struct ll_backend_options *opt
 
     if (rc == 0)
         rc = check_shape(shape, error);
+    if (rc == 0 && options->tensor_parallel > 1)
+        rc = ll_cpu_ranks_check(shape, options->tensor_parallel, error);
     if (rc < 0)
         return rc;
     struct ll_device *d = aligned_alloc(alignof(struct ll_device), sizeof(*d));
@@ -291,10 +297,12 @@ static int cpu_open(struct ll_device **out, const struct ll_backend_options *opt
     d->options = *options;
     d->options.cpus = NULL; /* the caller's; used below only */
     d->options.extra = NULL;
-    d->shape = *shape;
+    d->shape = d->model = *shape;
+    d->n_ranks = options->tensor_parallel > 0 ? options->tensor_parallel : 1;
+    d->shape.n_kv_heads = d->n_ranks * ll_cpu_rank_shape(shape, d->n_ranks).n_kv_heads;
     d->is_bf16 = options->dtype == LL_DTYPE_BF16;
     enum ll_dtype kv_dtype = options->kv_dtype != 0 ? options->kv_dtype : options->dtype;
-    ll_cpu_kv_init(&d->kv, shape, kv_dtype == LL_DTYPE_F32 ? LL_FORM_F32 : LL_FORM_BF16);
+    ll_cpu_kv_init(&d->kv, &d->shape, kv_dtype == LL_DTYPE_F32 ? LL_FORM_F32 : LL_FORM_BF16);
     rc = read_extra(d, options->extra, error);
     if (rc == 0)
         rc = open_parts(d, error);
@@ -309,7 +317,7 @@ static int cpu_open(struct ll_device **out, const struct ll_backend_options *opt
 
     *caps = (struct ll_backend_caps){
         .depth = LL_CPU_DEPTH,
-        .n_ranks = 1,
+        .n_ranks = d->n_ranks,
         .n_pages = d->kv.n_pages,
         .n_host_pages = d->n_host_pages,
         .weights_bytes = ll_cpu_weights_bytes(shape),
@@ -336,10 +344,30 @@ static void cpu_close(struct ll_device *d)
 
 /* ---- weights: done when the call returns, so every ticket is ------------------------------------
  */
+/* A rank asks for the rows that it has something of; feed takes its columns out of them. */
 static int cpu_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                     uint32_t n_max, struct ll_text *error)
 {
-    return ll_cpu_weights_want(&d->weights[0], tensor, spans, n_max, error);
+    const struct ll_cpu_weights whole = {.shape = d->model, .compute = d->options.dtype};
+    int n = ll_cpu_weights_want(&whole, tensor, spans, n_max, error);
+
+    if (n <= 0 || d->n_ranks == 1)
+        return n;
+    const uint64_t row_bytes = (uint64_t)tensor->cols * ll_dtype_bytes(tensor->dtype);
+    n = 0;
+    for (uint32_t rank = 0; rank < d->n_ranks; rank++) {
+        struct ll_cpu_slice slice;
+        int rc = ll_cpu_rank_slice(&d->model, d->n_ranks, tensor, rank, &slice, error);
+        if (rc < 0)
+            return rc;
+        if (slice.n_rows == 0)
+            continue;
+        if ((uint32_t)n == n_max)
+            return ll_cpu_fail(error, LL_E_INVAL, "room for %u spans only", n_max);
+        spans[n++] = (struct ll_span){
+            .offset = slice.row * row_bytes, .size_bytes = slice.n_rows * row_bytes, .rank = rank};
+    }
+    return n;
 }
 
 static int cpu_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_text *error)
@@ -348,15 +376,51 @@ static int cpu_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll
     return 0; /* feed copies with the processor: nothing to pin for */
 }
 
+/* Bytes [offset, offset + n_bytes) of whole rows, of which the rank has some columns: row by row.
+ */
+static int feed_columns(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                        const struct ll_cpu_slice *slice, uint64_t offset, const char *data,
+                        size_t n_bytes, struct ll_text *error)
+{
+    const struct ll_tensor part = ll_cpu_rank_tensor(tensor, slice);
+    const uint64_t size = ll_dtype_bytes(tensor->dtype), row_bytes = tensor->cols * size;
+    const uint64_t end = offset + n_bytes;
+    int rc = 0;
+
+    for (uint64_t row = offset / row_bytes; row * row_bytes < end && rc == 0; row++) {
+        uint64_t first = row * row_bytes + slice->col * size; /* of the rank's, in the tensor */
+        uint64_t from = ll_max_u64(offset, first);
+        uint64_t to = ll_min_u64(end, first + slice->n_cols * size);
+        if (from < to)
+            rc = ll_cpu_weights_feed(weights, &part,
+                                     (row - slice->row) * slice->n_cols * size + (from - first),
+                                     data + (from - offset), to - from, error);
+    }
+    return rc;
+}
+
 static int cpu_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
                     uint32_t rank, uint64_t offset, const void *data, size_t n_bytes,
                     uint64_t *ticket, struct ll_text *error)
 {
-    if (weights >= d->options.n_weights || rank != 0)
-        return ll_cpu_fail(error, LL_E_INVAL, "weight set %u, rank %u: there are %u and 1", weights,
-                           rank, d->options.n_weights);
+    struct ll_cpu_slice slice;
+
+    if (weights >= d->options.n_weights || rank >= d->n_ranks)
+        return ll_cpu_fail(error, LL_E_INVAL, "weight set %u, rank %u: there are %u and %u",
+                           weights, rank, d->options.n_weights, d->n_ranks);
     *ticket = 1;
-    return ll_cpu_weights_feed(&d->weights[weights], tensor, offset, data, n_bytes, error);
+    struct ll_cpu_weights *to = &d->weights[weights][rank];
+    if (d->n_ranks == 1)
+        return ll_cpu_weights_feed(to, tensor, offset, data, n_bytes, error);
+    int rc = ll_cpu_rank_slice(&d->model, d->n_ranks, tensor, rank, &slice, error);
+    if (rc < 0)
+        return rc;
+    const uint64_t row_bytes = (uint64_t)tensor->cols * ll_dtype_bytes(tensor->dtype);
+    if (offset < slice.row * row_bytes ||
+        !ll_span_fits(offset - slice.row * row_bytes, n_bytes, slice.n_rows * row_bytes))
+        return ll_cpu_fail(error, LL_E_INVAL, "rank %u has no bytes %llu + %zu of this tensor",
+                           rank, (unsigned long long)offset, n_bytes);
+    return feed_columns(to, tensor, &slice, offset, data, n_bytes, error);
 }
 
 static int cpu_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
@@ -371,7 +435,10 @@ static int cpu_seal(struct ll_device *d, uint32_t weights, struct ll_text *error
         return ll_cpu_fail(error, LL_E_INVAL, "weight set %u of %u", weights, d->options.n_weights);
     if (d->options.has_dummy_weights)
         return 0; /* made by open */
-    return ll_cpu_weights_seal(&d->weights[weights], error);
+    int rc = 0;
+    for (uint32_t rank = 0; rank < d->n_ranks && rc == 0; rank++)
+        rc = ll_cpu_weights_seal(&d->weights[weights][rank], error);
+    return rc;
 }
 
 /* ---- steps --------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ static int check_batch(struct ll_device *d, const struct ll_batch *batch, struct
     const uint64_t mark = ++d->n_checks; /* for seeing that a slot is named in this batch */
     uint64_t n_tokens = 0, n_ext = 0;
 
-    if (batch->weights >= d->options.n_weights || !d->weights[batch->weights].is_sealed)
+    if (batch->weights >= d->options.n_weights || !d->weights[batch->weights][0].is_sealed)
         return ll_cpu_fail(error, LL_E_INVAL, "weight set %u is not sealed", batch->weights);
     if (batch->n_rows > d->options.n_rows_max)
         return ll_cpu_fail(error, LL_E_INVAL, "%u rows, at most %u", batch->n_rows,
@@ -254,7 +254,7 @@ int ll_cpu_batch_take(struct ll_device *d, const struct ll_batch *batch, struct 
         return rc;
     for (uint32_t i = 0; i < batch->n_inits; i++)
         take_init(d, &batch->inits[i]);
-    step->weights = &d->weights[batch->weights];
+    step->weights = d->weights[batch->weights];
     step->n_rows = step->n_tokens = step->n_pages = step->n_spans = 0;
     step->n_jobs = step->n_logits = step->n_ext = 0;
     for (uint32_t i = 0; i < batch->n_rows; i++)

@@ -18,6 +18,7 @@
 
 #include "kernels/cpu/kv.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/ranks.h"
 #include "kernels/cpu/sample.h"
 #include "kernels/cpu/team.h"
 #include "kernels/cpu/weights.h"
@@ -61,7 +62,7 @@ struct ll_cpu_job { /* what is done with one row of logits, or a VERIFY row's se
 };
 
 struct ll_cpu_step {
-    const struct ll_cpu_weights *weights;
+    const struct ll_cpu_weights *weights; /* [n_ranks] */
     uint32_t n_rows, n_tokens, n_pages, n_spans, n_jobs, n_logits, n_ext;
     struct ll_cpu_row *row;   /* [n_rows_max] */
     uint32_t *token;          /* [n_tokens_max] ids; device ids are filled in at the start */
@@ -91,10 +92,12 @@ struct ll_cpu_copy_list {
 
 struct ll_device {
     struct ll_backend_options options;
-    struct ll_model_shape shape;
+    struct ll_model_shape shape; /* with ranks: KV heads of all of them, replicas included (T2) */
+    struct ll_model_shape model; /* as it was given */
+    uint32_t n_ranks;
     const struct ll_cpu_inner *inner;
     bool is_bf16, is_fp8_dummy;
-    struct ll_cpu_weights weights[2];
+    struct ll_cpu_weights weights[2][LL_CPU_RANKS_MAX];
     struct ll_cpu_kv kv;
     char *host_pages;
     uint32_t n_host_pages;

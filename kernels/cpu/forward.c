@@ -21,9 +21,17 @@ static uint32_t items_wanted(const struct ll_device *d)
     return d->team.n_threads * 4;
 }
 
+static const struct ll_cpu_matrix *rank_weight(const struct ll_device *d, enum ll_tensor_role role,
+                                               uint32_t rank)
+{
+    return ll_cpu_weight(&d->now->weights[rank], d->layer, role);
+}
+
+/* Of rank 0, which alone has what is no linear of a layer; its parts of those are as large as any
+ * other rank's. */
 static const struct ll_cpu_matrix *weight(const struct ll_device *d, enum ll_tensor_role role)
 {
-    return ll_cpu_weight(d->now->weights, d->layer, role);
+    return rank_weight(d, role, 0);
 }
 
 static struct ll_cpu_cut cut_of(const struct ll_device *d, enum ll_tensor_role role,
@@ -119,6 +127,22 @@ static void project(struct ll_device *d, uint32_t worker, float *out, size_t ld_
         d->inner->store(out + (b->token + t) * ld_out + b->row, y + (size_t)t * n16, n16, is_bf16);
 }
 
+/* y = w in for one block, each rank's columns with its part of in, added up (ranks.h, T3) */
+static void project_ranks(struct ll_device *d, uint32_t worker, float *y, enum ll_tensor_role role,
+                          const float *in, size_t ld_in, const struct ll_cpu_block *b)
+{
+    float *part = d->worker[worker].block[1];
+    const size_t n = ll_align_up(b->n_rows, 16) * b->n_tokens;
+
+    ll_cpu_matmul(d->inner, y, weight(d, role), in, ld_in, b);
+    for (uint32_t rank = 1; rank < d->n_ranks; rank++) {
+        const struct ll_cpu_matrix *w = rank_weight(d, role, rank);
+        ll_cpu_matmul(d->inner, part, w, in + (size_t)rank * w->cols, ld_in, b);
+        for (size_t i = 0; i < n; i++)
+            y[i] += part[i];
+    }
+}
+
 /* x += w in for one block: back to the residual stream */
 static void project_add(struct ll_device *d, uint32_t worker, enum ll_tensor_role role,
                         const float *in, size_t ld_in, uint32_t item)
@@ -128,7 +152,7 @@ static void project_add(struct ll_device *d, uint32_t worker, enum ll_tensor_rol
     float *y = d->worker[worker].block[0];
     const uint32_t n16 = (uint32_t)ll_align_up(b.n_rows, 16);
 
-    ll_cpu_matmul(d->inner, y, weight(d, role), in, ld_in, &b);
+    project_ranks(d, worker, y, role, in, ld_in, &b);
     for (uint32_t t = 0; t < b.n_tokens; t++)
         d->inner->add(d->x + (b.token + t) * d->ld_x + b.row, y + (size_t)t * n16, n16, d->is_bf16);
 }
@@ -142,7 +166,8 @@ static uint32_t items_of(const struct ll_device *d, enum ll_tensor_role role)
 
 static uint32_t items_qkv(const struct ll_device *d)
 {
-    return items_of(d, LL_TENSOR_Q) + items_of(d, LL_TENSOR_K) + items_of(d, LL_TENSOR_V);
+    return d->n_ranks *
+           (items_of(d, LL_TENSOR_Q) + items_of(d, LL_TENSOR_K) + items_of(d, LL_TENSOR_V));
 }
 
 /* q = Wq normed, k = Wk normed, v = Wv normed */
@@ -157,13 +182,15 @@ static void run_qkv(struct ll_device *d, uint32_t worker, uint32_t item)
 
     for (size_t i = 0; i < LL_COUNT(part); i++) {
         const struct ll_cpu_cut cut = cut_of(d, part[i].role, d->now->n_tokens);
-        if (item < ll_cpu_cut_items(&cut)) {
-            const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item);
-            project(d, worker, part[i].out, part[i].ld, weight(d, part[i].role), d->normed, d->ld_x,
-                    &b, d->is_bf16);
+        const uint32_t n_items = ll_cpu_cut_items(&cut), rank = item / n_items;
+        if (rank < d->n_ranks) {
+            const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item % n_items);
+            const struct ll_cpu_matrix *w = rank_weight(d, part[i].role, rank);
+            project(d, worker, part[i].out + (size_t)rank * w->rows, part[i].ld, w, d->normed,
+                    d->ld_x, &b, d->is_bf16);
             return;
         }
-        item -= ll_cpu_cut_items(&cut);
+        item -= n_items * d->n_ranks;
     }
 }
 
@@ -214,21 +241,24 @@ static void run_o(struct ll_device *d, uint32_t worker, uint32_t item)
 
 static uint32_t items_gate_up(const struct ll_device *d)
 {
-    return items_of(d, LL_TENSOR_GATE);
+    return d->n_ranks * items_of(d, LL_TENSOR_GATE);
 }
 
 /* h = silu(Wgate normed) * (Wup normed) */
 static void run_gate_up(struct ll_device *d, uint32_t worker, uint32_t item)
 {
     const struct ll_cpu_cut cut = cut_of(d, LL_TENSOR_GATE, d->now->n_tokens);
-    const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item);
+    const uint32_t n_items = ll_cpu_cut_items(&cut), rank = item / n_items;
+    const struct ll_cpu_block b = ll_cpu_cut_block(&cut, item % n_items);
+    const struct ll_cpu_matrix *w = rank_weight(d, LL_TENSOR_GATE, rank);
+    float *h = d->h + (size_t)rank * w->rows;
     float *gate = d->worker[worker].block[0], *up = d->worker[worker].block[1];
     const uint32_t n16 = (uint32_t)ll_align_up(b.n_rows, 16);
 
-    ll_cpu_matmul(d->inner, gate, weight(d, LL_TENSOR_GATE), d->normed, d->ld_x, &b);
-    ll_cpu_matmul(d->inner, up, weight(d, LL_TENSOR_UP), d->normed, d->ld_x, &b);
+    ll_cpu_matmul(d->inner, gate, w, d->normed, d->ld_x, &b);
+    ll_cpu_matmul(d->inner, up, rank_weight(d, LL_TENSOR_UP, rank), d->normed, d->ld_x, &b);
     for (uint32_t t = 0; t < b.n_tokens; t++)
-        d->inner->swiglu(d->h + (b.token + t) * d->ld_h + b.row, gate + (size_t)t * n16,
+        d->inner->swiglu(h + (b.token + t) * d->ld_h + b.row, gate + (size_t)t * n16,
                          up + (size_t)t * n16, n16, d->is_bf16);
 }
 

@@ -109,9 +109,14 @@ static size_t n_entries(const struct ll_cpu_weights *weights)
            (weights->shape.n_layers > 0 ? weights->shape.n_layers : 1);
 }
 
-/* Roles that the model has; for the ones without a layer, layer is 0. */
-static bool has_tensor(const struct ll_model_shape *shape, enum ll_tensor_role role, uint32_t layer)
+/* Roles that the set has; for the ones without a layer, layer is 0. */
+static bool has_tensor(const struct ll_cpu_weights *weights, enum ll_tensor_role role,
+                       uint32_t layer)
 {
+    const struct ll_model_shape *shape = &weights->shape;
+
+    if (weights->is_follower && (!is_linear(role) || role == LL_TENSOR_HEAD))
+        return false;
     if (role == LL_TENSOR_HEAD && shape->is_tied)
         return false;
     return is_per_layer(role) ? layer < shape->n_layers : layer == 0;
@@ -195,7 +200,7 @@ int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_te
     if (tensor->dtype < LL_DTYPE_F32 || tensor->dtype > LL_DTYPE_E4M3)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED, "%s: dtype %d is not BF16, F16, F32 or F8_E4M3",
                            name.s, (int)tensor->dtype);
-    if (!has_tensor(shape, tensor->role, tensor->layer))
+    if (!has_tensor(weights, tensor->role, tensor->layer))
         return 0;
     int rc = is_scale ? check_scale(weights, tensor, name.s, error)
                       : check_weight(weights, tensor, name.s, error);
@@ -498,8 +503,7 @@ static uint32_t count_missing(const struct ll_cpu_weights *weights, struct ll_te
 
     for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
         for (int role = 0; role < LL_TENSOR_ROLES; role++)
-            for (int is_scale = 0; is_scale < 2 && has_tensor(&weights->shape, role, layer);
-                 is_scale++) {
+            for (int is_scale = 0; is_scale < 2 && has_tensor(weights, role, layer); is_scale++) {
                 const struct ll_cpu_tensor *t = tensor_at(weights, role, layer, is_scale);
                 struct ll_text text;
                 if (is_scale && t->n_got == 0 &&
@@ -587,7 +591,7 @@ int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, bool is_
 {
     for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
         for (int role = 0; role < LL_TENSOR_ROLES; role++) {
-            if (!has_tensor(&weights->shape, role, layer))
+            if (!has_tensor(weights, role, layer))
                 continue;
             int rc = dummy_tensor(weights, role, layer, seed,
                                   is_fp8 && is_linear(role) && role != LL_TENSOR_HEAD, error);
@@ -600,12 +604,13 @@ int ll_cpu_weights_dummy(struct ll_cpu_weights *weights, uint64_t seed, bool is_
 
 uint64_t ll_cpu_weights_bytes(const struct ll_model_shape *shape)
 {
+    const struct ll_cpu_weights all = {.shape = *shape};
     uint64_t total = 0;
 
     for (uint32_t layer = 0; layer < shape->n_layers; layer++) {
         for (int role = 0; role < LL_TENSOR_ROLES; role++) {
             uint32_t rows, cols;
-            if (!has_tensor(shape, role, layer))
+            if (!has_tensor(&all, role, layer))
                 continue;
             shape_of(shape, role, &rows, &cols);
             total += (uint64_t)rows * ll_align_up(cols, 16) * (is_vector(role) ? 4 : 2);

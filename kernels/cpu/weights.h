@@ -52,6 +52,7 @@ struct ll_cpu_weights {
     enum ll_dtype compute; /* F32 or BF16 */
     int numa_node;
     bool is_sealed;
+    bool is_follower;             /* has linears only (ranks.h, T4) */
     struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES][weight, scale]; layer 0 holds
                                      those without */
 };

@@ -13,18 +13,32 @@ enum { N_PROMPT = 70, N_TOP = 20, N_SCORES = N_PROMPT - 1 + N_TOP };
 enum kind { PER_TENSOR, PER_ROW, PER_BLOCK, KINDS };
 
 /* Awkward on purpose: 288 = 128 + 128 + 32 columns, K and V of 96 rows are less than a block. */
-static const struct ll_model_shape shape = {.n_layers = 2,
-                                            .n_embd = 288,
-                                            .n_heads = 6,
-                                            .n_kv_heads = 2,
-                                            .head_dim = 48,
-                                            .n_ff = 200,
-                                            .n_vocab = 333,
-                                            .context_max = 128,
-                                            .rope = LL_ROPE_PLAIN,
-                                            .rms_eps = 1e-5f,
-                                            .rope_theta = 1e4};
+static struct ll_model_shape shape = {.n_layers = 2,
+                                      .n_embd = 288,
+                                      .n_heads = 6,
+                                      .n_kv_heads = 2,
+                                      .head_dim = 48,
+                                      .n_ff = 200,
+                                      .n_vocab = 333,
+                                      .context_max = 128,
+                                      .rope = LL_ROPE_PLAIN,
+                                      .rms_eps = 1e-5f,
+                                      .rope_theta = 1e4};
 
+/* Heads and widths that two and four ranks can have parts of, also where blocks share scales. */
+static const struct ll_model_shape wide_shape = {.n_layers = 2,
+                                                 .n_embd = 256,
+                                                 .n_heads = 4,
+                                                 .n_kv_heads = 2,
+                                                 .head_dim = 128,
+                                                 .n_ff = 512,
+                                                 .n_vocab = 333,
+                                                 .context_max = 128,
+                                                 .rope = LL_ROPE_PLAIN,
+                                                 .rms_eps = 1e-5f,
+                                                 .rope_theta = 1e4};
+
+static uint32_t n_ranks = 1;
 static const struct ll_backend *backend;
 
 static struct ll_device *open_device(enum ll_dtype dtype, uint32_t n_threads, const char *extra,
@@ -42,6 +56,7 @@ static struct ll_device *open_device(enum ll_dtype dtype, uint32_t n_threads, co
                                          .n_weights = 1,
                                          .dtype = dtype,
                                          .n_threads = n_threads,
+                                         .tensor_parallel = n_ranks,
                                          .numa_node = -1,
                                          .has_dummy_weights = is_dummy,
                                          .seed = 11,
@@ -175,16 +190,22 @@ static uint8_t *bytes_of(const struct ll_tensor *t, enum kind kind)
 static void feed(struct ll_device *device, const struct ll_tensor *t, enum kind kind, bool is_split)
 {
     struct ll_text error = {""};
-    struct ll_span span;
-    uint64_t ticket, piece = is_split ? (t->size_bytes / 5) | 1 : t->size_bytes;
+    struct ll_span span[8];
+    uint64_t ticket;
     uint8_t *bytes = bytes_of(t, kind);
+    int n_spans = backend->want(device, t, span, 8, &error);
 
-    if (backend->want(device, t, &span, 1, &error) != 1)
+    if (n_spans < 1)
         fail_msg("want: %s", error.s);
-    for (uint64_t n = ll_div_ceil(t->size_bytes, piece), i = n; i-- > 0;)
-        if (backend->feed(device, 0, t, 0, i * piece, bytes + i * piece,
-                          ll_min_u64(piece, t->size_bytes - i * piece), &ticket, &error) < 0)
-            fail_msg("feed: %s", error.s);
+    for (int k = n_spans; k-- > 0;) { /* backwards, and pieces of odd sizes where they are split */
+        const uint64_t size = span[k].size_bytes, piece = is_split ? (size / 5) | 1 : size;
+        for (uint64_t i = ll_div_ceil(size, piece); i-- > 0;) {
+            uint64_t at = span[k].offset + i * piece;
+            if (backend->feed(device, 0, t, span[k].rank, at, bytes + at,
+                              ll_min_u64(piece, size - i * piece), &ticket, &error) < 0)
+                fail_msg("feed: %s", error.s);
+        }
+    }
     free(bytes);
 }
 
@@ -269,6 +290,82 @@ static void threads_and_instruction_sets_change_no_bit(void **state)
     score(device, other);
     assert_memory_not_equal(other, first, sizeof(first));
     backend->close(device);
+}
+
+/* Every kind of weights and scales, cut for ranks; four of them share the two KV heads. */
+static void ranks_give_what_one_does(void **state)
+{
+    const struct ll_model_shape kept = shape;
+
+    (void)state;
+    shape = wide_shape;
+    for (int kind = -1; kind < KINDS; kind++) { /* -1: BF16 */
+        float one[N_SCORES], many[N_SCORES];
+        for (n_ranks = 1; n_ranks <= 4; n_ranks *= 2) {
+            float worst = 0;
+            for (int is_split = 0; is_split < 2; is_split++) {
+                struct ll_device *device = make(LL_DTYPE_F32, kind < 0 ? PER_TENSOR : kind,
+                                                kind >= 0, is_split, LL_DTYPE_F32);
+                float *out = n_ranks == 1 ? one : many;
+                float before[N_SCORES];
+                memcpy(before, out, sizeof(before));
+                score(device, out);
+                if (is_split)
+                    assert_memory_equal(before, out, sizeof(before));
+                backend->close(device);
+            }
+            for (int i = 0; i < N_SCORES && n_ranks > 1; i++)
+                worst = fmaxf(worst, fabsf(one[i] - many[i]));
+            assert_true(worst < 1e-3f);
+        }
+    }
+    n_ranks = 1;
+    shape = kept;
+}
+
+static void ranks_that_do_not_divide_are_refused(void **state)
+{
+    const struct ll_model_shape kept = shape;
+    struct ll_text error = {""};
+    struct ll_span span[8];
+    struct ll_backend_caps caps;
+    struct ll_device *device = NULL;
+    struct ll_backend_options options = {.struct_bytes = sizeof(options),
+                                         .n_slots = 1,
+                                         .n_pages = 2,
+                                         .n_tokens_max = 8,
+                                         .n_rows_max = 1,
+                                         .pages_per_seq = 2,
+                                         .n_weights = 1,
+                                         .dtype = LL_DTYPE_F32,
+                                         .numa_node = -1};
+    static const struct {
+        uint32_t n_ranks;
+        const char *words;
+    } bad[] = {{4, "do not divide 6 heads"}, {16, "at most 8"}, {2, "multiples of 16"}};
+
+    (void)state;
+    for (size_t i = 0; i < LL_COUNT(bad); i++) { /* 6 heads, 2 KV heads, a width of 200 */
+        options.tensor_parallel = bad[i].n_ranks;
+        assert_int_equal(backend->open(&device, &options, &shape, &caps, &error), LL_E_UNSUPPORTED);
+        if (strstr(error.s, bad[i].words) == NULL)
+            fail_msg("\"%s\" does not say \"%s\"", error.s, bad[i].words);
+    }
+    /* Blocks of 128 rows that two ranks would have to share. */
+    shape = wide_shape;
+    shape.head_dim = 64;
+    n_ranks = 2;
+    device = open_device(LL_DTYPE_F32, 1, NULL, false);
+    struct ll_tensor s = scale_of(LL_TENSOR_K, 0, PER_BLOCK, LL_DTYPE_F32);
+    assert_int_equal(backend->want(device, &s, span, 8, &error), LL_E_UNSUPPORTED);
+    assert_non_null(strstr(error.s, "share a scale"));
+    struct ll_tensor w = tensor_of(LL_TENSOR_GATE, 0, LL_DTYPE_BF16); /* only a rank's own bytes */
+    uint64_t ticket;
+    uint8_t bytes[4] = {0};
+    assert_int_equal(backend->feed(device, 0, &w, 1, 0, bytes, 4, &ticket, &error), LL_E_INVAL);
+    backend->close(device);
+    n_ranks = 1;
+    shape = kept;
 }
 
 /* ---- what is refused --------------------------------------------------------------------------*/
@@ -380,6 +477,8 @@ int main(void)
         cmocka_unit_test(fp8_weights_give_what_the_numbers_they_stand_for_do),
         cmocka_unit_test(order_split_and_type_of_the_scales_change_no_bit),
         cmocka_unit_test(threads_and_instruction_sets_change_no_bit),
+        cmocka_unit_test(ranks_give_what_one_does),
+        cmocka_unit_test(ranks_that_do_not_divide_are_refused),
         cmocka_unit_test(bad_scales_are_named_at_seal),
         cmocka_unit_test(a_weight_without_its_scale_and_a_scale_without_its_weight_are_named),
         cmocka_unit_test(a_nan_code_and_scales_of_another_shape_are_refused),

@@ -818,7 +818,7 @@ static void options_that_cannot_be_are_refused(void **state)
     o.kv_dtype = LL_DTYPE_E4M3;
     assert_int_equal(backend->open(&device, &o, &shape, &caps, &error), LL_E_UNSUPPORTED);
     o = good;
-    o.tensor_parallel = 2;
+    o.tensor_parallel = 5;
     assert_int_equal(backend->open(&device, &o, &shape, &caps, &error), LL_E_UNSUPPORTED);
     o = good;
     o.extra = "speed=11";

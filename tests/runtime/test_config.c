@@ -134,7 +134,7 @@ static void each_mistake_gets_one_clear_sentence(void **state)
     expect(LL_E_INVAL, "\"99999999999999999999\"",
            READ(&c, ARG("--max-waiting-tokens=99999999999999999999")));
     expect(LL_E_INVAL, "is none of auto|cpu|cuda|fake", READ(&c, ARG("--device=tpu")));
-    expect(LL_E_INVAL, "this version serves with 1", READ(&c, ARG("--tensor-parallel-size=2")));
+    expect(LL_E_INVAL, "1 to 8", READ(&c, ARG("--tensor-parallel-size=9")));
     expect(LL_E_INVAL, "0.01 to 1", READ(&c, ARG("--gpu-memory-utilization=nan")));
     expect(LL_E_INVAL, "\"5Q\"", READ(&c, ARG("--kv-cache-memory-bytes=5Q")));
     expect(LL_E_INVAL, "\"1e400\"", READ(&c, ARG("--kv-cache-memory-bytes=1e400")));

@@ -150,7 +150,8 @@ enum { STATIC = 0, DYNAMIC = 1, BLOCKS = 2, FBGEMM = 4, MODELOPT = 5, AUTOFP8 = 
 
 /* ---- what they compute ------------------------------------------------------------------------*/
 
-static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quantize_fp8)
+static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quantize_fp8,
+                              uint32_t n_ranks)
 {
     const struct ll_load_options how = {.quantize_fp8 = quantize_fp8, .numa_node = -1};
     struct ll_text error = {""};
@@ -163,6 +164,7 @@ static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quant
                                          .n_rows_max = 1,
                                          .pages_per_seq = 1,
                                          .n_weights = 1,
+                                         .tensor_parallel = n_ranks,
                                          .dtype = LL_DTYPE_F32,
                                          .numa_node = -1};
 
@@ -240,11 +242,13 @@ static void a_model_quantised_while_it_loads_computes_what_its_codes_mean(void *
             free(scale);
         }
     assert_int_equal(ll_checkpoint_open(checkpoint, ll_test_source("tools/demo-model")), 0);
-    struct ll_device *device = load(checkpoint, true);
     reference_run(want, &demo.shape, w, ids, N_PROMPT);
-    assert_true(worst_difference(device, want, ids) < 1e-3);
-    ll_backend_cpu()->close(device);
-    device = load(checkpoint, false); /* and without the option it is another model */
+    for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks *= 2) { /* four share the two KV heads */
+        struct ll_device *device = load(checkpoint, true, n_ranks);
+        assert_true(worst_difference(device, want, ids) < 1e-3);
+        ll_backend_cpu()->close(device);
+    }
+    struct ll_device *device = load(checkpoint, false, 1); /* without the option: another model */
     assert_true(worst_difference(device, want, ids) > 1e-3);
     ll_backend_cpu()->close(device);
     ll_checkpoint_close(checkpoint);
@@ -270,12 +274,16 @@ static void every_form_computes_what_its_numbers_mean(void **state)
         assert_int_equal(checkpoint->dtype, LL_DTYPE_E4M3);
         assert_true(checkpoint->has_kv_scales == (forms[i].k_scale != NULL));
         assert_true(checkpoint->activation_bound == (i == FBGEMM ? 1200.0f : 0.0f));
-        struct ll_device *device = load(checkpoint, false);
         reference_run(want, &demo.shape, made.w, ids, N_PROMPT);
-        double worst = worst_difference(device, want, ids);
-        printf("%s: worst difference of a log probability %.1e\n", forms[i].name, worst);
-        assert_true(worst < 1e-3);
-        ll_backend_cpu()->close(device);
+        /* Blocks of 128 rows are more than a rank's one KV head of 64. */
+        for (uint32_t n_ranks = 1; n_ranks <= (forms[i].kind == FP8_BLOCK ? 1 : 4); n_ranks *= 2) {
+            struct ll_device *device = load(checkpoint, false, n_ranks);
+            double worst = worst_difference(device, want, ids);
+            printf("%s, ranks %u: worst difference of a log probability %.1e\n", forms[i].name,
+                   n_ranks, worst);
+            assert_true(worst < 1e-3);
+            ll_backend_cpu()->close(device);
+        }
         ll_checkpoint_close(checkpoint);
         fp8_made_free(&made);
     }
