@@ -231,7 +231,7 @@ static void a_domain_leaves_room_for_others(void **state)
 
     desk_open(&desk, 16, true); /* a small one is no reason to refuse the first */
     desk.outlet.waiting.n_max = 10;
-    desk.intake.waiting_share = 10;
+    desk.intake.waiting_share = 5;
     assert_int_equal(count_busy(0, 0, 3, 10), 2);
     assert_int_equal(count_busy(1, 0, 3, 10), 2);
     clear();

@@ -126,6 +126,20 @@ static void tokens_are_bounded_too_but_a_lone_request_may_be_longer(void **state
     assert_true(ll_waiting_may_enter(&waiting, other, 1, now_ns, &why));
 }
 
+static void a_tenant_leaves_tokens_for_others_too(void **state)
+{
+    (void)state;
+    struct ll_refusal why;
+    uint32_t n = 0;
+
+    waiting.tokens_max = 100;
+    while (enter(1, &why))
+        n++;
+    assert_int_equal(n, 9);
+    assert_string_equal(why.text, "tokens waiting: too many");
+    assert_true(enter(2, &why));
+}
+
 static void the_hint_is_when_half_of_what_waits_has_started(void **state)
 {
     (void)state;
@@ -203,6 +217,7 @@ int main(void)
         TEST(one_tenant_alone_gets_eight_of_nine_places),
         TEST(crowds_come_to_equal_parts),
         TEST(tokens_are_bounded_too_but_a_lone_request_may_be_longer),
+        TEST(a_tenant_leaves_tokens_for_others_too),
         TEST(the_hint_is_when_half_of_what_waits_has_started),
         TEST(a_deadline_that_will_be_missed_is_refused_while_others_wait),
     };
