@@ -21,6 +21,8 @@ void ll_cpu_attend(const struct ll_cpu_attend *a)
     float *weight = mixed + (size_t)n_queries * d16, *top = weight + n_queries * LL_CPU_KEYS;
     float *sum = top + n_queries, *factor = sum + n_queries;
     const uint32_t last = a->position + a->n_tokens - 1;
+    const bool is_fp8 = kv->form == LL_FORM_E4M3;
+    const float k_unit = a->k_scale * LL_CPU_E4M3_UNIT, v_unit = a->v_scale * LL_CPU_E4M3_UNIT;
 
     memset(query, 0, 2 * (size_t)n_queries * d16 * sizeof(float));
     for (uint32_t i = 0; i < n_queries; i++) {
@@ -42,7 +44,9 @@ void ll_cpu_attend(const struct ll_cpu_attend *a)
         uint32_t full =
             first_key + n_keys - 1 > a->position ? first_key + n_keys - 1 - a->position : 0;
 
-        const struct ll_cpu_rows keys = {.data = k, .form = kv->form, .ld = d16};
+        /* Rows of the same scale: none to the next one's. */
+        const struct ll_cpu_rows keys = {
+            .data = k, .form = kv->form, .ld = d16, .scale = is_fp8 ? &k_unit : NULL};
         a->inner->dots(weight + (size_t)from * group * LL_CPU_KEYS, LL_CPU_KEYS, &keys,
                        query + (size_t)from * group * d16, d16, n_keys,
                        (a->n_tokens - from) * group, d16);
@@ -68,6 +72,7 @@ void ll_cpu_attend(const struct ll_cpu_attend *a)
         float *out = a->out + i / group * a->ld_out + i % group * n_dim;
         for (uint32_t d = 0; d < n_dim; d++) {
             float x = mixed[(size_t)i * d16 + d] / sum[i];
+            x = is_fp8 ? x * v_unit : x;
             out[d] = a->is_bf16 ? ll_round_bf16(x) : x;
         }
     }

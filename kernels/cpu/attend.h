@@ -21,8 +21,9 @@ struct ll_cpu_attend {
     const float *q;              /* [n_tokens][ld_q], heads of D; the group's first head */
     float *out;                  /* [n_tokens][ld_out], the same place */
     size_t ld_q, ld_out;
-    bool is_bf16;   /* round the result */
-    float *scratch; /* ll_cpu_attend_scratch(d16, group * n_tokens) floats */
+    float k_scale, v_scale; /* of e4m3 pages: what was divided by */
+    bool is_bf16;           /* round the result */
+    float *scratch;         /* ll_cpu_attend_scratch(d16, group * n_tokens) floats */
 };
 
 size_t ll_cpu_attend_scratch(uint32_t d16, uint32_t n_queries);

@@ -49,9 +49,10 @@ static int check_options(const struct ll_backend_options *o, struct ll_text *err
     if (o->dtype != LL_DTYPE_F32 && o->dtype != LL_DTYPE_BF16)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
                            "the cpu backend computes in float32 or bfloat16");
-    if (o->kv_dtype != 0 && o->kv_dtype != LL_DTYPE_F32 && o->kv_dtype != LL_DTYPE_BF16)
+    if (o->kv_dtype != 0 && o->kv_dtype != LL_DTYPE_F32 && o->kv_dtype != LL_DTYPE_BF16 &&
+        o->kv_dtype != LL_DTYPE_E4M3)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
-                           "the cpu backend keeps its KV pages in float32 or bfloat16");
+                           "the cpu backend keeps its KV pages in float32, bfloat16 or fp8 (e4m3)");
     if (o->tensor_parallel > 1 && o->has_dummy_weights)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED,
                            "dummy weights are for one rank; set tensor parallelism to 1");
@@ -265,6 +266,7 @@ static int open_parts(struct ll_device *d, struct ll_text *error)
         struct ll_cpu_weights *weights = &d->weights[i / d->n_ranks][i % d->n_ranks];
         rc = ll_cpu_weights_open(weights, &rank_shape, o->dtype, o->numa_node, error);
         weights->is_follower = i % d->n_ranks != 0;
+        weights->has_fp8_kv = d->kv.form == LL_FORM_E4M3;
     }
     if (rc < 0)
         return rc;
@@ -276,6 +278,13 @@ static int open_parts(struct ll_device *d, struct ll_text *error)
     for (uint32_t i = 0; o->has_dummy_weights && i < o->n_weights && rc == 0; i++)
         rc = ll_cpu_weights_dummy(&d->weights[i][0], o->seed, d->is_fp8_dummy, error);
     return rc;
+}
+
+static enum ll_cpu_form form_of_pages(enum ll_dtype dtype)
+{
+    return dtype == LL_DTYPE_F32    ? LL_FORM_F32
+           : dtype == LL_DTYPE_E4M3 ? LL_FORM_E4M3
+                                    : LL_FORM_BF16;
 }
 
 static int cpu_open(struct ll_device **out, const struct ll_backend_options *options,
@@ -302,7 +311,7 @@ static int cpu_open(struct ll_device **out, const struct ll_backend_options *opt
     d->shape.n_kv_heads = d->n_ranks * ll_cpu_rank_shape(shape, d->n_ranks).n_kv_heads;
     d->is_bf16 = options->dtype == LL_DTYPE_BF16;
     enum ll_dtype kv_dtype = options->kv_dtype != 0 ? options->kv_dtype : options->dtype;
-    ll_cpu_kv_init(&d->kv, &d->shape, kv_dtype == LL_DTYPE_F32 ? LL_FORM_F32 : LL_FORM_BF16);
+    ll_cpu_kv_init(&d->kv, &d->shape, form_of_pages(kv_dtype));
     rc = read_extra(d, options->extra, error);
     if (rc == 0)
         rc = open_parts(d, error);
@@ -348,7 +357,8 @@ static void cpu_close(struct ll_device *d)
 static int cpu_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                     uint32_t n_max, struct ll_text *error)
 {
-    const struct ll_cpu_weights whole = {.shape = d->model, .compute = d->options.dtype};
+    const struct ll_cpu_weights whole = {
+        .shape = d->model, .compute = d->options.dtype, .has_fp8_kv = d->kv.form == LL_FORM_E4M3};
     int n = ll_cpu_weights_want(&whole, tensor, spans, n_max, error);
 
     if (n <= 0 || d->n_ranks == 1)

@@ -87,6 +87,14 @@ static void run_ffn_norm(struct ll_device *d, uint32_t worker, uint32_t item)
     run_norm(d, item, LL_TENSOR_FFN_NORM);
 }
 
+/* Scale of what the cache stores of a head; heads are those of all ranks, one after the other. */
+static float kv_scale(const struct ll_device *d, enum ll_cpu_kv_side side, uint32_t kv_head)
+{
+    const uint32_t n = d->shape.n_kv_heads / d->n_ranks;
+
+    return ll_cpu_kv_scale(&d->now->weights[kv_head / n], d->layer, side, kv_head % n);
+}
+
 /* q[t], k[t] turn with t's position; k[t] and v[t] go to their place in the pages. */
 static void run_rope(struct ll_device *d, uint32_t worker, uint32_t item)
 {
@@ -105,9 +113,9 @@ static void run_rope(struct ll_device *d, uint32_t worker, uint32_t item)
             float *k = d->k + t * d->ld_kv + h * n_dim, *v = d->v + t * d->ld_kv + h * n_dim;
             ll_cpu_rope_turn(k, cosine, sine, half, d->is_bf16);
             ll_cpu_kv_put(&d->kv, ll_cpu_kv_at(&d->kv, page, d->layer, LL_CPU_KEY, h),
-                          position % LL_PAGE_TOKENS, k);
+                          position % LL_PAGE_TOKENS, k, kv_scale(d, LL_CPU_KEY, h));
             ll_cpu_kv_put(&d->kv, ll_cpu_kv_at(&d->kv, page, d->layer, LL_CPU_VALUE, h),
-                          position % LL_PAGE_TOKENS, v);
+                          position % LL_PAGE_TOKENS, v, kv_scale(d, LL_CPU_VALUE, h));
         }
     }
 }
@@ -223,6 +231,8 @@ static void run_attend(struct ll_device *d, uint32_t worker, uint32_t item)
         .out = d->a + t * d->ld_a + at,
         .ld_q = d->ld_q,
         .ld_out = d->ld_a,
+        .k_scale = kv_scale(d, LL_CPU_KEY, kv_head),
+        .v_scale = kv_scale(d, LL_CPU_VALUE, kv_head),
         .is_bf16 = d->is_bf16,
         .scratch = d->worker[worker].attend,
     });

@@ -14,9 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How numbers lie in memory: weights and KV pages (these not in e4m3). Activations are always
- * fp32. An e4m3 number is taken for 2^-8 of its value, because it then widens by way of f16; its
- * scale makes up for it (struct ll_cpu_rows). It must not be a NaN. */
+/* How numbers lie in memory: weights and KV pages. Activations are always fp32. An e4m3 number is
+ * taken for 2^-8 of its value, because it then widens by way of f16; its scale makes up for it
+ * (struct ll_cpu_rows). It must not be a NaN. */
 enum ll_cpu_form { LL_FORM_BF16 = 0, LL_FORM_F32 = 1, LL_FORM_E4M3 = 2 };
 #define LL_CPU_E4M3_UNIT 256.0f
 
@@ -44,7 +44,8 @@ struct ll_cpu_rows { /* rows of numbers, as a product takes them */
     enum ll_cpu_form form;
     size_t ld;          /* numbers from row to row */
     const float *scale; /* e4m3: [row][n_scales], each LL_CPU_E4M3_UNIT times the weights' */
-    uint32_t n_scales;  /* of a row: 1, or one for each LL_CPU_SCALE_COLS columns */
+    uint32_t n_scales;  /* of a row: 1, or one for each LL_CPU_SCALE_COLS columns; 0: scale[0] for
+                           all rows */
 };
 
 struct ll_cpu_inner {
@@ -60,7 +61,8 @@ struct ll_cpu_inner {
      * on; gives the factor for what was accumulated before. */
     float (*softmax)(float *p, uint32_t n_keys, float scale, float *top, float *sum);
 
-    /* o[q * ld_o + d] = o * factor[q] + sum over j of p[q * 64 + j] * v[j * ld_v + d] */
+    /* (e4m3 values count 2^-8 of what they are)
+     * o[q * ld_o + d] = o * factor[q] + sum over j of p[q * 64 + j] * v[j * ld_v + d] */
     void (*mix)(float *o, size_t ld_o, const float *factor, const float *p, const void *v,
                 enum ll_cpu_form form, size_t ld_v, uint32_t n_queries, uint32_t n_keys,
                 uint32_t d16);

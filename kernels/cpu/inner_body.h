@@ -28,6 +28,8 @@ enum { R_TIMES_M_MAX = TILE_ROWS * TILE_TOKENS > LONE_ROWS ? TILE_ROWS *TILE_TOK
 
 LL_TILE vf load_form(const void *base, size_t at, enum ll_cpu_form form)
 {
+    if (form == LL_FORM_E4M3)
+        return vf_load_e4m3((const uint8_t *)base + at);
     return form == LL_FORM_BF16 ? vf_load_bf16((const uint16_t *)base + at)
                                 : vf_load((const float *)base + at);
 }
@@ -358,6 +360,8 @@ static void mix(float *o, size_t ld_o, const float *factor, const float *p, cons
 {
     if (form == LL_FORM_BF16)
         mix_form(o, ld_o, factor, p, v, LL_FORM_BF16, ld_v, n_queries, n_keys, d16);
+    else if (form == LL_FORM_E4M3)
+        mix_form(o, ld_o, factor, p, v, LL_FORM_E4M3, ld_v, n_queries, n_keys, d16);
     else
         mix_form(o, ld_o, factor, p, v, LL_FORM_F32, ld_v, n_queries, n_keys, d16);
 }

@@ -17,7 +17,8 @@ void ll_cpu_kv_init(struct ll_cpu_kv *kv, const struct ll_model_shape *shape, en
     kv->page_bytes = kv->head_bytes * 2 * shape->n_kv_heads * shape->n_layers;
 }
 
-void ll_cpu_kv_put(const struct ll_cpu_kv *kv, char *rows, uint32_t token, const float *x)
+void ll_cpu_kv_put(const struct ll_cpu_kv *kv, char *rows, uint32_t token, const float *x,
+                   float scale)
 {
     char *row = rows + (size_t)token * kv->d16 * ll_cpu_form_bytes(kv->form);
 
@@ -25,6 +26,11 @@ void ll_cpu_kv_put(const struct ll_cpu_kv *kv, char *rows, uint32_t token, const
     if (kv->form == LL_FORM_F32) {
         memcpy(row, x, kv->head_dim * sizeof(float));
         memset(row + kv->head_dim * sizeof(float), 0, (kv->d16 - kv->head_dim) * sizeof(float));
+        return;
+    }
+    if (kv->form == LL_FORM_E4M3) {
+        for (uint32_t i = 0; i < kv->d16; i++)
+            row[i] = i < kv->head_dim ? (char)ll_e4m3_from_f32(x[i] / scale) : 0;
         return;
     }
     uint16_t *out = (uint16_t *)row;

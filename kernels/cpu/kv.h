@@ -2,8 +2,8 @@
 /* kernels/cpu/kv.h - where keys and values lie.
  *
  * A page holds 64 tokens of one sequence, all layers: [layer][K, V][kv head][64 tokens][D16], in
- * BF16 or F32, D16 = head_dim up to a multiple of 16 (pads zero). The page is contiguous, so a
- * swap is one copy; the 64 keys of one head are, so attention streams them. */
+ * BF16, F32 or e4m3, D16 = head_dim up to a multiple of 16 (pads zero). The page is contiguous, so
+ * a swap is one copy; the 64 keys of one head are, so attention streams them. */
 #ifndef KERNELS_CPU_KV_H
 #define KERNELS_CPU_KV_H
 
@@ -31,7 +31,9 @@ static inline char *ll_cpu_kv_at(const struct ll_cpu_kv *kv, uint32_t page, uint
     return kv->base + page * kv->page_bytes + head * kv->head_bytes;
 }
 
-/* Writes x [D] as token 0 .. 63 of those rows, rounded to the page's form. */
-void ll_cpu_kv_put(const struct ll_cpu_kv *kv, char *rows, uint32_t token, const float *x);
+/* Writes x [D] as token 0 .. 63 of those rows, rounded to the page's form; for e4m3 divided by
+ * scale first, and what is then larger than 448 is stored as that. */
+void ll_cpu_kv_put(const struct ll_cpu_kv *kv, char *rows, uint32_t token, const float *x,
+                   float scale);
 
 #endif

@@ -121,6 +121,15 @@ int ll_cpu_rank_slice(const struct ll_model_shape *shape, uint32_t n_ranks,
         out->n_cols = tensor->cols;
         return 0;
     }
+    if (tensor->part == LL_PART_KV_SCALE) { /* of heads, as T2 */
+        out->row /= shape->head_dim;
+        out->n_rows /= shape->head_dim;
+        out->n_cols = 1;
+    }
+    if (tensor->part == LL_PART_KV_SCALE && tensor->rows == 1) {
+        out->row = 0;
+        out->n_rows = 1;
+    }
     if (tensor->part != LL_PART_SCALE)
         return 0;
     whole_dims(shape, tensor->role, &rows, &cols);

@@ -33,9 +33,10 @@ struct name {
     char s[64];
 };
 
-static struct name name_of(enum ll_tensor_role role, uint32_t layer, bool is_scale)
+static struct name name_of(enum ll_tensor_role role, uint32_t layer, uint32_t place)
 {
-    const char *part = is_scale ? " (scale)" : "";
+    static const char *const parts[LL_CPU_PARTS] = {"", " (scale)", " (scale of the cache)"};
+    const char *part = parts[place];
     struct name name;
 
     if (role == LL_TENSOR_EMBED || role == LL_TENSOR_FINAL_NORM || role == LL_TENSOR_HEAD)
@@ -97,15 +98,25 @@ static bool is_linear(enum ll_tensor_role role)
     return role != LL_TENSOR_EMBED && !is_vector(role);
 }
 
-static struct ll_cpu_tensor *tensor_at(const struct ll_cpu_weights *weights,
-                                       enum ll_tensor_role role, uint32_t layer, bool is_scale)
+/* Places of a role's parts. */
+enum { WEIGHT, SCALE, KV_SCALE };
+
+static uint32_t place_of(const struct ll_tensor *tensor)
 {
-    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * 2 + is_scale];
+    return tensor->part == LL_PART_SCALE      ? SCALE
+           : tensor->part == LL_PART_KV_SCALE ? KV_SCALE
+                                              : WEIGHT;
+}
+
+static struct ll_cpu_tensor *tensor_at(const struct ll_cpu_weights *weights,
+                                       enum ll_tensor_role role, uint32_t layer, uint32_t place)
+{
+    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * LL_CPU_PARTS + place];
 }
 
 static size_t n_entries(const struct ll_cpu_weights *weights)
 {
-    return 2 * (size_t)LL_TENSOR_ROLES *
+    return LL_CPU_PARTS * (size_t)LL_TENSOR_ROLES *
            (weights->shape.n_layers > 0 ? weights->shape.n_layers : 1);
 }
 
@@ -144,7 +155,9 @@ void ll_cpu_weights_close(struct ll_cpu_weights *weights)
         free(t->split);
     }
     free(weights->tensor);
+    free(weights->kv_scale);
     weights->tensor = NULL;
+    weights->kv_scale = NULL;
 }
 
 /* The dims and type that a tensor may have. */
@@ -183,27 +196,42 @@ static int check_scale(const struct ll_cpu_weights *weights, const struct ll_ten
                        tensor->rows, tensor->cols, out, rows, cols);
 }
 
+/* W6: [1, 1] or [kv heads, 1]. */
+static int check_kv_scale(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                          const char *name, struct ll_text *error)
+{
+    if ((tensor->role == LL_TENSOR_K || tensor->role == LL_TENSOR_V) &&
+        tensor->dtype != LL_DTYPE_E4M3 && tensor->cols == 1 &&
+        (tensor->rows == 1 || tensor->rows == weights->shape.n_kv_heads))
+        return 0;
+    return ll_cpu_fail(
+        error, LL_E_UNSUPPORTED,
+        "%s: is [%u, %u]; the cache's scales are 1 or %u (KV heads) numbers of K and V", name,
+        tensor->rows, tensor->cols, weights->shape.n_kv_heads);
+}
+
 int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         struct ll_span *spans, uint32_t n_max, struct ll_text *error)
 {
     const struct ll_model_shape *shape = &weights->shape;
-    const bool is_scale = tensor->part == LL_PART_SCALE;
+    const uint32_t place = place_of(tensor);
 
     if ((unsigned)tensor->role >= LL_TENSOR_ROLES)
         return ll_cpu_fail(error, LL_E_INVAL, "tensor role %d does not exist", (int)tensor->role);
-    struct name name = name_of(tensor->role, tensor->layer, is_scale);
+    struct name name = name_of(tensor->role, tensor->layer, place);
     if (is_per_layer(tensor->role) ? tensor->layer >= shape->n_layers : tensor->layer != 0)
         return ll_cpu_fail(error, LL_E_INVAL, "%s: the model has %u layers", name.s,
                            shape->n_layers);
-    if (tensor->part == LL_PART_KV_SCALE || tensor->part == LL_PART_INPUT_SCALE)
-        return 0; /* pages hold BF16 or F32 here, activations fp32: nothing to scale */
+    if (tensor->part == LL_PART_INPUT_SCALE || (place == KV_SCALE && !weights->has_fp8_kv))
+        return 0; /* activations stay as they are, pages hold BF16 or F32: nothing to scale */
     if (tensor->dtype < LL_DTYPE_F32 || tensor->dtype > LL_DTYPE_E4M3)
         return ll_cpu_fail(error, LL_E_UNSUPPORTED, "%s: dtype %d is not BF16, F16, F32 or F8_E4M3",
                            name.s, (int)tensor->dtype);
     if (!has_tensor(weights, tensor->role, tensor->layer))
         return 0;
-    int rc = is_scale ? check_scale(weights, tensor, name.s, error)
-                      : check_weight(weights, tensor, name.s, error);
+    int rc = place == SCALE      ? check_scale(weights, tensor, name.s, error)
+             : place == KV_SCALE ? check_kv_scale(weights, tensor, name.s, error)
+                                 : check_weight(weights, tensor, name.s, error);
     if (rc < 0)
         return rc;
     uint64_t size = (uint64_t)tensor->rows * tensor->cols * ll_dtype_bytes(tensor->dtype);
@@ -222,7 +250,7 @@ static enum ll_cpu_form form_of(const struct ll_cpu_weights *weights,
 {
     if (tensor->dtype == LL_DTYPE_E4M3)
         return LL_FORM_E4M3;
-    if (tensor->part == LL_PART_SCALE || is_vector(tensor->role))
+    if (place_of(tensor) != WEIGHT || is_vector(tensor->role))
         return LL_FORM_F32;
     return tensor->dtype == LL_DTYPE_BF16 || weights->compute == LL_DTYPE_BF16 ? LL_FORM_BF16
                                                                                : LL_FORM_F32;
@@ -235,8 +263,8 @@ static int make_room(const struct ll_cpu_weights *weights, struct ll_cpu_tensor 
     t->m.form = form_of(weights, tensor); /* W2 */
     t->m.rows = tensor->rows;
     t->m.cols = tensor->cols;
-    t->m.stride = tensor->part == LL_PART_SCALE ? tensor->cols
-                                                : (uint32_t)ll_align_up(tensor->cols, 16); /* W1 */
+    t->m.stride = place_of(tensor) != WEIGHT ? tensor->cols
+                                             : (uint32_t)ll_align_up(tensor->cols, 16); /* W1 */
     size_t bytes = (size_t)t->m.rows * t->m.stride * ll_cpu_form_bytes(t->m.form);
     if (t->data != NULL && t->data_bytes != bytes) { /* reload in another dtype */
         ll_cpu_unmap(t->data, t->data_bytes);
@@ -390,8 +418,7 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
 
     if (rc < 0)
         return rc;
-    const bool is_scale = tensor->part == LL_PART_SCALE;
-    struct name name = name_of(tensor->role, tensor->layer, is_scale);
+    struct name name = name_of(tensor->role, tensor->layer, place_of(tensor));
     if (rc == 0)
         return ll_cpu_fail(error, LL_E_INVAL, "%s was fed but is not wanted", name.s);
     if (!ll_span_fits(offset, n_bytes, span.size_bytes))
@@ -408,7 +435,7 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
         }
     }
 
-    struct ll_cpu_tensor *t = tensor_at(weights, tensor->role, tensor->layer, is_scale);
+    struct ll_cpu_tensor *t = tensor_at(weights, tensor->role, tensor->layer, place_of(tensor));
     if (t->dtype == 0)
         rc = make_room(weights, t, tensor, error);
     else if (t->dtype != tensor->dtype || t->m.rows != tensor->rows || t->m.cols != tensor->cols)
@@ -503,16 +530,42 @@ static uint32_t count_missing(const struct ll_cpu_weights *weights, struct ll_te
 
     for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
         for (int role = 0; role < LL_TENSOR_ROLES; role++)
-            for (int is_scale = 0; is_scale < 2 && has_tensor(weights, role, layer); is_scale++) {
-                const struct ll_cpu_tensor *t = tensor_at(weights, role, layer, is_scale);
+            for (uint32_t place = 0; place < LL_CPU_PARTS && has_tensor(weights, role, layer);
+                 place++) {
+                const struct ll_cpu_tensor *t = tensor_at(weights, role, layer, place);
                 struct ll_text text;
-                if (is_scale && t->n_got == 0 &&
-                    tensor_at(weights, role, layer, false)->dtype != LL_DTYPE_E4M3)
+                if (t->n_got == 0 &&
+                    (place == KV_SCALE ||
+                     (place == SCALE &&
+                      tensor_at(weights, role, layer, WEIGHT)->dtype != LL_DTYPE_E4M3)))
                     continue;
-                if (say_missing(t, name_of(role, layer, is_scale).s, &text) && n++ == 0)
+                if (say_missing(t, name_of(role, layer, place).s, &text) && n++ == 0)
                     *missing = text; /* the first is named, the rest counted */
             }
     return n;
+}
+
+/* W6. */
+static int spread_kv_scales(struct ll_cpu_weights *weights, struct ll_text *error)
+{
+    const uint32_t n_heads = weights->shape.n_kv_heads;
+
+    free(weights->kv_scale);
+    weights->kv_scale = malloc((size_t)weights->shape.n_layers * 2 * n_heads * sizeof(float));
+    if (weights->kv_scale == NULL)
+        return ll_cpu_fail(error, -ENOMEM, "no memory for the cache's scales");
+    for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
+        for (uint32_t i = 0; i < 2 * n_heads; i++) {
+            const int role = i < n_heads ? LL_TENSOR_K : LL_TENSOR_V;
+            const struct ll_cpu_tensor *t = tensor_at(weights, role, layer, KV_SCALE);
+            float scale =
+                t->n_got == 0 ? 1 : ((const float *)t->data)[t->m.rows == 1 ? 0 : i % n_heads];
+            if (!(scale > 0 && scale <= 1e30f))
+                return ll_cpu_fail(error, LL_E_INVAL, "%s is %g: it must be above 0 and finite",
+                                   name_of(role, layer, KV_SCALE).s, (double)scale);
+            weights->kv_scale[layer * 2 * n_heads + i] = scale;
+        }
+    return 0;
 }
 
 int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
@@ -528,9 +581,9 @@ int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
         return ll_cpu_fail(error, LL_E_INVAL, "the checkpoint is not complete: %.200s", missing.s);
     for (uint32_t layer = 0; layer < weights->shape.n_layers; layer++)
         for (int role = 0; role < LL_TENSOR_ROLES; role++) {
-            struct ll_cpu_tensor *t = tensor_at(weights, role, layer, false);
-            const struct ll_cpu_tensor *scale = tensor_at(weights, role, layer, true);
-            struct name name = name_of(role, layer, true);
+            struct ll_cpu_tensor *t = tensor_at(weights, role, layer, WEIGHT);
+            const struct ll_cpu_tensor *scale = tensor_at(weights, role, layer, SCALE);
+            struct name name = name_of(role, layer, SCALE);
             if (scale->n_got == 0)
                 continue;
             if (t->dtype != LL_DTYPE_E4M3)
@@ -540,7 +593,12 @@ int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
             if (rc < 0)
                 return rc;
         }
-    for (size_t i = 1; i < n_entries(weights); i += 2) { /* as they came: not needed any more */
+    int rc = weights->has_fp8_kv ? spread_kv_scales(weights, error) : 0;
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < n_entries(weights); i++) { /* scales as they came: not needed any more */
+        if (i % LL_CPU_PARTS == WEIGHT)
+            continue;
         ll_cpu_unmap(weights->tensor[i].data, weights->tensor[i].data_bytes);
         weights->tensor[i].data = NULL;
     }
@@ -552,7 +610,7 @@ static int dummy_tensor(struct ll_cpu_weights *weights, enum ll_tensor_role role
                         uint64_t seed, bool is_fp8, struct ll_text *error)
 {
     struct ll_tensor tensor = {.role = role, .layer = layer, .dtype = LL_DTYPE_BF16};
-    struct ll_cpu_tensor *t = tensor_at(weights, role, layer, false);
+    struct ll_cpu_tensor *t = tensor_at(weights, role, layer, WEIGHT);
     uint64_t state = seed ^ ((uint64_t)layer * LL_TENSOR_ROLES + (uint64_t)role) << 40, bits = 0;
 
     shape_of(&weights->shape, role, &tensor.rows, &tensor.cols);

@@ -11,7 +11,9 @@
  *   W5  linears may be e4m3, each matrix with a scale of its own: for all of it, for each row, or
  *       for blocks of 128 x 128. They stay e4m3 (W8A16: weights are widened in the inner loops,
  *       activations are not narrowed, so their scales are not wanted). seal spreads the scales to
- *       one a row, or one a row and 128 columns. A NaN among weights or scales is refused */
+ *       one a row, or one a row and 128 columns. A NaN among weights or scales is refused
+ *   W6  with KV pages in e4m3 the cache's scales of K and V are wanted: one for all heads or one a
+ *       head; 1 where none come */
 #ifndef KERNELS_CPU_WEIGHTS_H
 #define KERNELS_CPU_WEIGHTS_H
 
@@ -47,13 +49,17 @@ struct ll_cpu_tensor { /* a weight, or its scales as they came */
     uint32_t n_got, n_got_max, n_split, n_split_max;
 };
 
+#define LL_CPU_PARTS 3u /* weight, its scales, the cache's scales */
+
 struct ll_cpu_weights {
     struct ll_model_shape shape;
     enum ll_dtype compute; /* F32 or BF16 */
     int numa_node;
     bool is_sealed;
     bool is_follower;             /* has linears only (ranks.h, T4) */
-    struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES][weight, scale]; layer 0 holds
+    bool has_fp8_kv;              /* W6 */
+    float *kv_scale;              /* [L][K, V][kv head], made by seal; NULL: all 1 */
+    struct ll_cpu_tensor *tensor; /* [max(L, 1)][LL_TENSOR_ROLES][LL_CPU_PARTS]; layer 0 holds
                                      those without */
 };
 
@@ -82,7 +88,16 @@ static inline const struct ll_cpu_matrix *ll_cpu_weight(const struct ll_cpu_weig
 {
     if (role == LL_TENSOR_HEAD && weights->shape.is_tied)
         role = LL_TENSOR_EMBED;
-    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * 2].m;
+    return &weights->tensor[(layer * LL_TENSOR_ROLES + role) * LL_CPU_PARTS].m;
+}
+
+/* What the cache's keys (side 0) or values (1) are divided by before they are stored in e4m3. */
+static inline float ll_cpu_kv_scale(const struct ll_cpu_weights *weights, uint32_t layer,
+                                    uint32_t side, uint32_t kv_head)
+{
+    if (weights->kv_scale == NULL)
+        return 1;
+    return weights->kv_scale[(layer * 2 + side) * weights->shape.n_kv_heads + kv_head];
 }
 
 #endif

@@ -44,12 +44,25 @@ static void bfloat16_gives_99_percent_of_them(void **state)
     assert_true(a.worst > F32_WORST);
 }
 
+/* Keys and values of the demo model need no scale. */
+static void pages_in_e4m3_give_98_percent_of_them(void **state)
+{
+    (void)state;
+    struct ll_backend_options options = {.n_threads = 2, .kv_dtype = LL_DTYPE_E4M3};
+    struct answer a = run_cases(options, PROMPT_MAX, CASES_MAX, 512);
+
+    assert_true(a.n_ids >= IDS_MIN);
+    assert_true(a.n_equal >= 0.98 * a.n_ids);
+    assert_true(a.worst > F32_WORST);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(float32_gives_every_greedy_id_and_logprob),
         cmocka_unit_test(portable_code_gives_them_too),
         cmocka_unit_test(bfloat16_gives_99_percent_of_them),
+        cmocka_unit_test(pages_in_e4m3_give_98_percent_of_them),
     };
 
     golden = demo_golden();

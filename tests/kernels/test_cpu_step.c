@@ -815,7 +815,7 @@ static void options_that_cannot_be_are_refused(void **state)
     o.dtype = LL_DTYPE_F16;
     assert_int_equal(backend->open(&device, &o, &shape, &caps, &error), LL_E_UNSUPPORTED);
     o = good;
-    o.kv_dtype = LL_DTYPE_E4M3;
+    o.kv_dtype = LL_DTYPE_F16;
     assert_int_equal(backend->open(&device, &o, &shape, &caps, &error), LL_E_UNSUPPORTED);
     o = good;
     o.tensor_parallel = 5;

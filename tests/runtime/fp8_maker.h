@@ -34,6 +34,9 @@ struct fp8_form {
     enum fp8_kind (*kind_of)(enum ll_tensor_role role);       /* NULL: kind */
 };
 
+/* Scales of the cache that forms with such write for keys and values. */
+static float fp8_kv_scale[2] = {0.02f, 1.02f};
+
 struct fp8_demo { /* the demo model in float, by slot: role and layer */
     struct ll_model_shape shape;
     float *w[LL_TENSOR_ROLES][16];
@@ -319,7 +322,7 @@ static inline void fp8_make(struct fp8_made *made, const struct fp8_demo *demo,
         for (int i = 0; i < 2; i++)
             if (kv[i] != NULL) {
                 snprintf(name, sizeof(name), "model.layers.%u.%s", layer, kv[i]);
-                fp8_put_one(&w, name, form, 0.02f + (float)i);
+                fp8_put_one(&w, name, form, fp8_kv_scale[i]);
             }
     }
     w.end += sprintf(w.end, "}");

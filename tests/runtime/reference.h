@@ -4,6 +4,7 @@
 #ifndef TESTS_RUNTIME_REFERENCE_H
 #define TESTS_RUNTIME_REFERENCE_H
 
+#include "base/numbers.h"
 #include "kernels/backend.h"
 
 #include <math.h>
@@ -86,11 +87,19 @@ static inline void reference_attend(double *out, const double *q, const double *
     free(p);
 }
 
-/* Log probabilities [n][V] after each of n ids. w: by role and layer; a tied head is the embedding.
+/* What an e4m3 cache gives back; scale 0: as it is. */
+static inline void reference_store(double *x, uint32_t n, double scale)
+{
+    for (uint32_t i = 0; i < n && scale > 0; i++)
+        x[i] = (double)ll_f32_from_e4m3(ll_e4m3_from_f32((float)(x[i] / scale))) * scale;
+}
+
+/* Log probabilities [n][V] after each of n ids. kv_scale: of keys and values, 0 without. w: by role
+ * and layer; a tied head is the embedding.
  */
 static inline void reference_run(double *logprobs, const struct ll_model_shape *s,
                                  double *const w[LL_TENSOR_ROLES][16], const uint32_t *ids,
-                                 uint32_t n)
+                                 uint32_t n, const double kv_scale[2])
 {
     const uint32_t e = s->n_embd, q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim,
                    f = s->n_ff;
@@ -111,6 +120,8 @@ static inline void reference_run(double *logprobs, const struct ll_model_shape *
             reference_product(values + t * kv, w[LL_TENSOR_V][l], y, kv, e);
             reference_rope(query, s, s->n_heads, t);
             reference_rope(keys + t * kv, s, s->n_kv_heads, t);
+            reference_store(keys + t * kv, kv, kv_scale[0]);
+            reference_store(values + t * kv, kv, kv_scale[1]);
             reference_attend(a, query, keys, values, s, t);
             reference_product(y, w[LL_TENSOR_O][l], a, e, q);
             for (uint32_t i = 0; i < e; i++)

@@ -150,6 +150,8 @@ enum { STATIC = 0, DYNAMIC = 1, BLOCKS = 2, FBGEMM = 4, MODELOPT = 5, AUTOFP8 = 
 
 /* ---- what they compute ------------------------------------------------------------------------*/
 
+static enum ll_dtype kv_dtype; /* of the devices that load() makes; 0: as they compute */
+
 static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quantize_fp8,
                               uint32_t n_ranks)
 {
@@ -165,6 +167,7 @@ static struct ll_device *load(const struct ll_checkpoint *checkpoint, bool quant
                                          .pages_per_seq = 1,
                                          .n_weights = 1,
                                          .tensor_parallel = n_ranks,
+                                         .kv_dtype = kv_dtype,
                                          .dtype = LL_DTYPE_F32,
                                          .numa_node = -1};
 
@@ -213,6 +216,8 @@ static double worst_difference(struct ll_device *device, const double *want, con
     return worst;
 }
 
+static const double no_scale[2];
+
 static const uint32_t ids[N_PROMPT] = {4096, 72, 309, 11, 900, 41, 7, 2222, 1500, 64, 3, 1024};
 
 /* --quantization fp8 of the BF16 demo model. */
@@ -242,7 +247,7 @@ static void a_model_quantised_while_it_loads_computes_what_its_codes_mean(void *
             free(scale);
         }
     assert_int_equal(ll_checkpoint_open(checkpoint, ll_test_source("tools/demo-model")), 0);
-    reference_run(want, &demo.shape, w, ids, N_PROMPT);
+    reference_run(want, &demo.shape, w, ids, N_PROMPT, no_scale);
     for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks *= 2) { /* four share the two KV heads */
         struct ll_device *device = load(checkpoint, true, n_ranks);
         assert_true(worst_difference(device, want, ids) < 1e-3);
@@ -274,7 +279,7 @@ static void every_form_computes_what_its_numbers_mean(void **state)
         assert_int_equal(checkpoint->dtype, LL_DTYPE_E4M3);
         assert_true(checkpoint->has_kv_scales == (forms[i].k_scale != NULL));
         assert_true(checkpoint->activation_bound == (i == FBGEMM ? 1200.0f : 0.0f));
-        reference_run(want, &demo.shape, made.w, ids, N_PROMPT);
+        reference_run(want, &demo.shape, made.w, ids, N_PROMPT, no_scale);
         /* Blocks of 128 rows are more than a rank's one KV head of 64. */
         for (uint32_t n_ranks = 1; n_ranks <= (forms[i].kind == FP8_BLOCK ? 1 : 4); n_ranks *= 2) {
             struct ll_device *device = load(checkpoint, false, n_ranks);
@@ -287,6 +292,46 @@ static void every_form_computes_what_its_numbers_mean(void **state)
         ll_checkpoint_close(checkpoint);
         fp8_made_free(&made);
     }
+    free(want);
+    free(checkpoint);
+}
+
+/* An e4m3 cache with the scales of the checkpoint: too small ones, so that much of what is stored
+ * saturates, and nothing else gives the same. */
+static void an_fp8_cache_uses_the_stored_scales(void **state)
+{
+    static const int with_scales[] = {STATIC, MODELOPT, AUTOFP8};
+    const float kept[2] = {fp8_kv_scale[0], fp8_kv_scale[1]};
+    double *want = malloc((size_t)N_PROMPT * demo.shape.n_vocab * sizeof(*want));
+    struct ll_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
+
+    (void)state;
+    fp8_kv_scale[0] = 0x1p-9f; /* 0.875 at most */
+    fp8_kv_scale[1] = 0x1p-13f;
+    for (size_t i = 0; i < LL_COUNT(with_scales); i++) {
+        const struct fp8_form *form = &forms[with_scales[i]];
+        const double scale[2] = {(double)fp8_kv_scale[0],
+                                 (double)fp8_kv_scale[form->v_scale != NULL]};
+        struct fp8_made made;
+        fp8_make(&made, &demo, form, &right);
+        assert_int_equal(ll_checkpoint_open(checkpoint, made.directory), 0);
+        for (uint32_t n_ranks = 1; n_ranks <= 4; n_ranks *= 2) {
+            kv_dtype = LL_DTYPE_E4M3;
+            struct ll_device *device = load(checkpoint, false, n_ranks);
+            reference_run(want, &demo.shape, made.w, ids, N_PROMPT, scale);
+            double worst = worst_difference(device, want, ids);
+            reference_run(want, &demo.shape, made.w, ids, N_PROMPT, no_scale);
+            double other = worst_difference(device, want, ids);
+            printf("%s, ranks %u, e4m3 cache: %.1e, without scales %.1e\n", form->name, n_ranks,
+                   worst, other);
+            assert_true(worst < 0.1 && other > 0.5);
+            ll_backend_cpu()->close(device);
+        }
+        ll_checkpoint_close(checkpoint);
+        fp8_made_free(&made);
+    }
+    kv_dtype = 0;
+    memcpy(fp8_kv_scale, kept, sizeof(kept));
     free(want);
     free(checkpoint);
 }
@@ -566,6 +611,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_model_quantised_while_it_loads_computes_what_its_codes_mean),
         cmocka_unit_test(every_form_computes_what_its_numbers_mean),
+        cmocka_unit_test(an_fp8_cache_uses_the_stored_scales),
         cmocka_unit_test(scales_of_the_cache_are_listed_for_keys_and_values),
         cmocka_unit_test(what_is_wrong_is_named_in_less_than_a_second),
         cmocka_unit_test(patterns_of_any_malice_end_soon),
