@@ -330,6 +330,95 @@ def choices():
           body["choices"][1]["logprobs"]["token_logprobs"][:4], "the prompt's logprobs in each")
 
 
+def parameters():
+    """Each parameter has its effect, or is refused by name: none passes unseen."""
+    greedy = chat()[1]["choices"][0]["message"]["content"]
+
+    def text(**fields):
+        status, body = chat(**fields)
+        check(status == 200, f"{fields}: {body}")
+        return body["choices"][0]["message"]["content"] if status == 200 else ""
+
+    for fields in ({"top_k": 1}, {"min_p": 1}, {"top_p": 1e-9}, {"temperature": 1e-30}):
+        fields = {"temperature": 1.5, "seed": 3, **fields}
+        check(text(**fields) == greedy, f"{fields} leave the likeliest")
+    story = {"messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 24}
+    check(len({text(temperature=1.5, seed=n, **story) for n in (1, 2, 3)}) > 1, "seeds differ")
+    check(len({text(temperature=1.5, seed=9, **story) for _ in range(3)}) == 1, "one seed")
+    check(len({text(temperature=1.5, seed=-1, **story) for _ in range(4)}) > 1, "-1 is no seed")
+    check(len({text(temperature=1.5, **story) for _ in range(4)}) > 1, "no seed")
+    long = text(ignore_eos=True, max_tokens=48)
+    for name, value in (("repetition_penalty", 1.5), ("presence_penalty", 2),
+                        ("frequency_penalty", 2)):
+        check(text(ignore_eos=True, max_tokens=48, **{name: value}) != long, name)
+    france = post("/tokenize", prompt=" France", add_special_tokens=False)[1]["tokens"][0]
+    check(" France" not in text(logit_bias={str(france): -100}), "logit_bias forbids")
+    status, body = chat(stop_token_ids=[france])
+    choice = body["choices"][0]
+    check(choice["message"]["content"] == "The capital of" and choice["stop_reason"] == france and
+          choice["finish_reason"] == "stop", f"stop_token_ids {choice}")
+    check(text(stop_token_ids=[france], include_stop_str_in_output=True) == "The capital of France",
+          "the stop id's text")
+    status, body = chat(stop_token_ids=[france], min_tokens=4)
+    check(body["usage"]["completion_tokens"] > 4, "no stop id before min_tokens")
+    check(text(stop=" France", min_tokens=4) == greedy, "no stop string before min_tokens")
+    check(text(stop=" France", min_tokens=3) == "The capital of", "but from then on")
+    status, body = chat(min_tokens=12, max_tokens=14)
+    check(body["usage"]["completion_tokens"] >= 12, "min_tokens")
+    check(text(min_tokens=8, max_completion_tokens=9, max_tokens=1) == text(max_tokens=9,
+          min_tokens=8), "max_completion_tokens goes before max_tokens")
+    check("<|eot_id|>" in text(ignore_eos=True, skip_special_tokens=False, max_tokens=9) and
+          "<|" not in text(ignore_eos=True, max_tokens=9), "skip_special_tokens")
+    status, body = chat(logprobs=True, top_logprobs=2, return_tokens_as_token_ids=True,
+                        return_token_ids=True, max_tokens=4)
+    choice = body["choices"][0]
+    check([f"token_id:{i}" for i in choice["token_ids"]] ==
+          [t["token"] for t in choice["logprobs"]["content"]] and
+          choice["token_ids"][3] == france, "token ids")
+    status, body = chat(prompt_logprobs=2, max_tokens=1)
+    scores = body["prompt_logprobs"]
+    check(len(scores) == body["usage"]["prompt_tokens"] and scores[0] is None and
+          all(2 <= len(s) <= 3 for s in scores[1:]), "prompt_logprobs")
+    check(all(chat(priority=n, max_tokens=1)[0] == 200 for n in (-128, 0, 127)), "priority")
+    long = "One two three. " * 40
+
+    def cached(salt):
+        return complete(long, max_tokens=1, cache_salt=salt)[1]["usage"][
+            "prompt_tokens_details"]["cached_tokens"]
+
+    check(cached("salt-1") == 0 and cached("salt-1") >= 64 and cached("salt-2") == 0, "cache_salt")
+    ids = post("/tokenize", prompt="Once upon a time", add_special_tokens=False)[1]["tokens"]
+    for side, kept in (("left", ids[-2:]), ("right", ids[:2])):
+        body = complete(ids, max_tokens=0, echo=True, truncate_prompt_tokens=2,
+                        truncation_side=side)[1]
+        check(body["choices"][0]["text"] == post("/detokenize", tokens=kept)[1]["prompt"], side)
+    body = complete([5] * 17000, max_tokens=4, truncate_prompt_tokens=-1)[1]
+    check(body["usage"]["prompt_tokens"] == 16384 - 4, "truncated to what fits")
+    for name, value in (("guided_json", {}), ("guided_grammar", "x"), ("guided_choice", ["a"]),
+                        ("guided_json_object", True), ("guided_unheard_of", 1), ("grammar", "x"),
+                        ("json_schema", {}), ("regex", "a"), ("structured_outputs", {"json": {}}),
+                        ("format", "json"), ("use_beam_search", True), ("length_penalty", 2),
+                        ("logprob_token_ids", [1]), ("logits_processors", ["x"]),
+                        ("priority", 128), ("truncate_prompt_tokens", 0), ("top_k", -2),
+                        ("truncation_side", "up"), ("prompt_logprobs", -1), ("min_p", 2),
+                        ("top_logprobs", 21), ("logit_bias", {"5": 101}), ("ignore_eos", 1),
+                        ("logit_bias", {"4353": 1}), ("stop", ["x"] * 17), ("stream", "yes"),
+                        ("stop_token_ids", [1] * 9), ("repetition_penalty", 0), ("echo", True),
+                        ("presence_penalty", -3), ("add_special_tokens", True), ("seed", 1.5),
+                        ("response_format", {"type": "json_schema", "json_schema": {}}),
+                        ("chat_template", "x"), ("documents", ["x"]), ("modalities", ["audio"]),
+                        ("prediction", {"type": "content"}), ("function_call", "auto"),
+                        ("tools", [{"type": "function", "function": {"name": "f",
+                                                                     "strict": True}}])):
+        status, body = chat(**{name: value})
+        is_error(status, body, 400, name)
+        check(status != 400 or body["error"]["param"] == name, f"{name} is named: {body}")
+    is_error(*chat(stream=True, prompt_logprobs=1), 400, "cannot be streamed")
+    is_error(*complete(stream=True, echo=True, logprobs=1), 400, "cannot be streamed")
+    is_error(*complete(tools=WEATHER), 400, "/v1/chat/completions")
+    is_error(*chat(min_tokens=5, max_tokens=4), 400, "min_tokens")
+
+
 def errors():
     is_error(*chat(model="other"), 404, "other")
     is_error(*chat(messages=[]), 400, "messages")
@@ -409,7 +498,8 @@ def gone():
     check(call("GET", "/health")[0] == 200, "disconnects at any byte do no harm")
 
 
-for part in (endpoints, chats, completions, evaluation, choices, tools, responses, errors, large, gone):
+for part in (endpoints, chats, completions, evaluation, choices, tools, responses, parameters,
+             errors, large, gone):
     print("--", part.__name__)
     part()
 sys.exit(1 if failures else 0)

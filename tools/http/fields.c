@@ -244,19 +244,34 @@ static bool is_set(const json_t *value)
            !(json_is_object(value) && json_object_size(value) == 0);
 }
 
+/* Whatever asks for a form of the output, in the words of this server's relatives too. An empty
+ * object is a schema that every JSON text meets, but prose does not. */
+static void refuse_forms(struct reader *r)
+{
+    static const char *const forms[] = {"structured_outputs", "structural_tag", "grammar",
+                                        "json_schema",        "regex",          "ebnf",
+                                        "allowed_token_ids",  "format"};
+    static const char guided[] = "guided_";
+    const char *key;
+    json_t *value;
+
+    json_object_foreach((json_t *)(uintptr_t)r->root, key, value)
+    {
+        bool is_form = strncmp(key, guided, sizeof(guided) - 1) == 0;
+        for (size_t i = 0; i < LL_COUNT(forms); i++)
+            is_form = is_form || strcmp(key, forms[i]) == 0;
+        if (is_form && !json_is_null(value) && !json_is_false(value))
+            fail(r, key,
+                 "is not supported yet: describe the form in the prompt and check the answer, or "
+                 "use logit_bias with token ids");
+    }
+}
+
 static void refuse_constraints(struct reader *r, enum api api)
 {
     static const struct {
         const char *key, *what;
     } refused[] = {
-        {"guided_json", "is not supported yet: describe the JSON in the prompt and check it"},
-        {"guided_regex", "is not supported yet: describe the form in the prompt and check it"},
-        {"guided_choice", "is not supported yet: use logit_bias with the choices' token ids"},
-        {"guided_grammar", "is not supported yet: describe the form in the prompt and check it"},
-        {"guided_json_object", "is not supported yet: ask for JSON in the prompt and check it"},
-        {"structured_outputs", "is not supported yet: describe the form in the prompt"},
-        {"structural_tag", "is not supported yet: describe the form in the prompt"},
-        {"allowed_token_ids", "is not supported: use logit_bias"},
         {"bad_words", "is not supported: use logit_bias with their token ids and -100"},
         {"logprob_token_ids", "is not supported: use top_logprobs"},
         {"logits_processors", "is not supported: use logit_bias"},
@@ -279,6 +294,7 @@ static void refuse_constraints(struct reader *r, enum api api)
         if (is_set(value) && !(json_is_string(value) && json_string_length(value) == 0))
             fail(r, refused[i].key, refused[i].what);
     }
+    refuse_forms(r);
     const json_t *format = get(r, "response_format");
     const char *type = json_string_value(json_object_get(format, "type"));
     if (format != NULL && (type == NULL || strcmp(type, "text") != 0))
@@ -360,6 +376,8 @@ static void read_rest(struct reader *r, struct params *out)
         fail(r, "cache_salt", "must be a string of 1 to 128 bytes");
     out->cache_salt = json_string_value(salt);
     out->truncate = read_int(r, "truncate_prompt_tokens", -1, UINT32_MAX, 0);
+    if (out->truncate == 0 && get(r, "truncate_prompt_tokens") != NULL)
+        fail(r, "truncate_prompt_tokens", "must be -1 (what fits) or a number from 1 on");
     if (side != NULL) {
         const char *text = json_string_value(side);
         out->truncates_right = text != NULL && strcmp(text, "right") == 0;
@@ -433,6 +451,9 @@ static void read_chat(struct reader *r, struct params *out)
         fail(r, "top_logprobs", "needs \"logprobs\": true");
     if (read_bool(r, "echo", false))
         fail(r, "echo", "belongs to /v1/completions");
+    if (read_bool(r, "add_special_tokens", false))
+        fail(r, "add_special_tokens",
+             "true would begin the text twice: the chat's format has its own begin");
     read_tools(r, out);
 }
 
@@ -462,6 +483,8 @@ int fields_read(const json_t *root, enum api api, const struct link *link, struc
         read_chat(&r, out);
     else
         read_completion(&r, out);
+    if (out->n_stops > 0 && link->tokenizer == NULL)
+        fail(&r, "stop", "needs a tokenizer, which this model has not: use stop_token_ids");
     if (out->n_top > link->info.n_top_max || out->n_prompt_top > link->info.n_top_max)
         fail(&r, "logprobs", "asks for more than the runtime's --max-logprobs");
     if (out->max_tokens > 0 && out->min_tokens > out->max_tokens)

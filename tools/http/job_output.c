@@ -17,7 +17,8 @@ static int take_text(struct part *part, struct choice *choice, const char *text,
     const char *shown = text;
     int hit = -1, n_shown = (int)n;
 
-    if (choice->stopper != NULL) {
+    /* Before min_tokens nothing ends, and no stop string begins there. */
+    if (choice->stopper != NULL && choice->n_tokens > params->min_tokens) {
         n_shown = ll_stopper_feed(choice->stopper, text, n, &shown, &hit);
         if (n_shown < 0)
             return n_shown;
