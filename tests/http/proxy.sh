@@ -13,6 +13,7 @@ trap clean_up_proxy EXIT
 
 # start_proxy arguments...: on a free $port, attached when this returns; log in $scratch/proxy.log.
 start_proxy() {
+    : >"$scratch/proxy.log" # before the loop below: the child may be late to empty it
     "$proxy" --socket "$socket" --port 0 "$@" >"$scratch/proxy.log" 2>&1 &
     proxy_pid=$!
     for _ in $(seq 200); do

@@ -52,6 +52,8 @@ CASES = {
         "chat_logprobs": (CHAT, dict(messages=QUESTION, seed=6, max_tokens=2, logprobs=True,
                                      top_logprobs=1)),
         "chat_characters": (CHAT, dict(messages=QUESTION, seed=3, max_tokens=24)),
+        "completion_truncated": (COMPLETE, dict(prompt=[5] * 9000, seed=5, max_tokens=4,
+                                                truncate_prompt_tokens=-1, stream=False)),
         "stop_id": (COMPLETE, dict(prompt=[1, 2, 3], seed=5, max_tokens=9,
                                    stop_token_ids=[])),  # the id is put in below
     },
