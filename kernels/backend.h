@@ -153,6 +153,7 @@ struct ll_backend_caps {
     bool poll_works;      /* poll does the work: call it again and again, do not sleep */
     bool late_mask;
     char device[64];      /* "2 threads, AVX-512", "NVIDIA H200" */
+    char pci[16];         /* bus id of the first GPU, "0000:3b:00.0"; "": none */
 };
 
 /* ---- a step -----------------------------------------------------------------------------------*/

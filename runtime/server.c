@@ -11,6 +11,7 @@
 #include "runtime/control.h"
 #include "runtime/crashes.h"
 #include "runtime/engine.h"
+#include "runtime/gpu.h"
 #include "runtime/loader.h"
 #include "runtime/progress.h"
 #include "runtime/setup.h"
@@ -18,6 +19,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -35,6 +37,7 @@ struct server {
     int step_fd;
     struct ll_control *control;
     struct ll_admin *admin;
+    struct ll_gpu *gpu; /* NULL: no figures */
     struct ll_admin_phase phase[LL_ADMIN_PHASES];
     uint32_t n_phases;
     uint64_t phase_ns;
@@ -383,6 +386,8 @@ static int open_doors(struct server *server)
     server->has_step_thread = true;
     ll_topology_leave_step_cpu(&server->setup.topology);
     int rc = ll_admin_open(&server->admin, &options);
+    if (rc == 0)
+        rc = ll_gpu_open(&server->gpu, server->control, server->stat.base, server->setup.caps.pci);
     return rc < 0 ? rc : ll_control_listen(server->control);
 }
 
@@ -434,15 +439,23 @@ static int start(struct server *server)
     return rc < 0 ? rc : open_doors(server);
 }
 
-/* V4. The step thread has been told to stop, by the control loop or here. */
-static void take_apart(struct server *server)
+/* V4. The step thread has been told to stop, by the control loop or here. After a device has failed
+ * (R11, device_failure is the exit status) nothing of it is closed: a kernel that never ends would
+ * hold up whoever waits for it, the driver's exit handlers too. The kernel takes everything back
+ * when the process is gone. */
+static void take_apart(struct server *server, int device_failure)
 {
     ll_allocations_watch(NULL);
     ll_admin_close(server->admin);
+    ll_gpu_close(server->gpu);
     if (server->has_step_thread)
         pthread_join(server->step_thread, NULL);
     ll_crashes_close(&server->crashes); /* still under the control socket's lock */
     ll_control_destroy(server->control);
+    if (device_failure != 0) {
+        fflush(NULL);
+        _exit(device_failure);
+    }
     if (server->has_engine)
         ll_engine_close(&server->engine);
     ll_tokimage_cancel(&server->tokimage);
@@ -504,7 +517,7 @@ int ll_server_run(const struct ll_config *config)
         stop_step_thread(server);
     }
     int failure = server->setup.is_usage ? 2 : server->was_ready && rc != -EINTR ? 3 : 1;
-    take_apart(server);
+    take_apart(server, rc == LL_E_BACKEND ? failure : 0);
     free(server);
     return rc == 0 ? 0 : failure;
 }

@@ -416,6 +416,8 @@ static int choose_quantization(struct ll_setup *setup)
     setup->dtype_name = "fp8";
     if (setup->options.has_dummy_weights)
         setup->options.extra = "weights=fp8";
+    else if (strcmp(setup->backend->name, "cuda") == 0)
+        setup->options.extra = "source=fp8"; /* for its memory plan */
     setup->quantize_fp8 = wish == LL_QUANTIZATION_FP8;
     return 0;
 }

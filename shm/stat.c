@@ -18,7 +18,8 @@ struct entry {
 #define GAUGE(n)   {#n, LL_STAT_GAUGE, AT(n)},
 #define HIST(n)    {#n, LL_STAT_HIST, AT(n)},
 static const struct entry entries[] = {LL_STAT_COUNTERS(COUNTER) LL_STAT_GAUGES(GAUGE)
-                                           LL_STAT_CONTROL(COUNTER) LL_STAT_HISTS(HIST)};
+                                           LL_STAT_CONTROL(COUNTER) LL_STAT_HISTS(HIST)
+                                               LL_STAT_GPU(GAUGE)}; /* last: may be left out */
 static_assert(LL_COUNT(entries) == LL_STAT_N, "one entry a figure");
 
 void ll_stat_init(struct ll_stat_region *region, uint64_t now_ns)
@@ -29,7 +30,7 @@ void ll_stat_init(struct ll_stat_region *region, uint64_t now_ns)
         out->kind = (uint32_t)entries[i].kind;
         out->offset = (uint32_t)entries[i].offset;
     }
-    region->n_entries = LL_STAT_N;
+    region->n_entries = LL_STAT_N - LL_STAT_N_GPU;
     region->entry_bytes = sizeof(struct ll_stat_entry);
     region->off_entries = (uint32_t)offsetof(struct ll_stat_region, entry);
     region->size_bytes = sizeof(*region);
@@ -37,6 +38,11 @@ void ll_stat_init(struct ll_stat_region *region, uint64_t now_ns)
     region->hist_buckets = LL_HIST_BUCKETS;
     region->start_ns = now_ns;
     region->magic = LL_STAT_MAGIC;
+}
+
+void ll_stat_show_gpu(struct ll_stat_region *region)
+{
+    region->n_entries = LL_STAT_N;
 }
 
 int ll_stat_check(const struct ll_stat_region *region, uint64_t size_bytes)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* shm/stat.h - the STAT region: every figure the runtime publishes, by name.
  *
- * The step thread is the one writer of all but the LL_STAT_CONTROL group (control thread); stores
- * are relaxed, readers may be a moment old. /metrics, `llring status`, `llring top` and the tests
- * read only this. The region describes itself: a reader walks the entry table and needs no
+ * The step thread is the one writer of all but LL_STAT_CONTROL and LL_STAT_GPU (control thread);
+ * stores are relaxed, readers may be a moment old. /metrics, `llring status`, `llring top` and the
+ * tests read only this. The region describes itself: a reader walks the entry table and needs no
  * knowledge of this list, so old readers survive new names.
  *
  * Ledger (checked at idle after every test):
@@ -54,6 +54,14 @@
     X(detaches)                                                                                    \
     X(clients_died)
 
+/* Of the GPU, written by the control thread; in the table only where the driver's library tells. */
+#define LL_STAT_GPU(X)                                                                             \
+    X(gpu_utilization_percent)                                                                     \
+    X(gpu_memory_used_bytes)                                                                       \
+    X(gpu_memory_total_bytes)                                                                      \
+    X(gpu_power_mw)                                                                                \
+    X(gpu_temperature_celsius)
+
 #define LL_STAT_GAUGES(X)                                                                          \
     X(requests_running)                                                                            \
     X(requests_waiting)                                                                            \
@@ -102,6 +110,7 @@ struct ll_stats {
     /* Lines of their own: another thread writes these. */
     uint64_t pad0[16];
     LL_STAT_CONTROL(X)
+    LL_STAT_GPU(X)
     uint64_t pad1[16];
     LL_STAT_HISTS(H)
 };
@@ -110,7 +119,9 @@ struct ll_stats {
 
 #define X(name) +1
 enum {
-    LL_STAT_N = 0 LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X) LL_STAT_HISTS(X)
+    LL_STAT_N_GPU = 0 LL_STAT_GPU(X),
+    LL_STAT_N =
+        LL_STAT_N_GPU LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X) LL_STAT_HISTS(X)
 };
 #undef X
 
@@ -125,11 +136,17 @@ struct ll_stat_region {
     struct ll_stats v;
 };
 
-/* Fills head and entry table of a zeroed region. */
+/* Fills head and entry table of a zeroed region; the GPU's figures stay out of the table. */
 void ll_stat_init(struct ll_stat_region *region, uint64_t now_ns);
 
+/* Takes the GPU's figures into the table; before anybody maps the region. */
+void ll_stat_show_gpu(struct ll_stat_region *region);
+
 /* One writer: a relaxed load and store, no locked instruction. */
-static inline void ll_stat_add(_Atomic uint64_t *word, uint64_t by) { ll_hist_bump(word, by); }
+static inline void ll_stat_add(_Atomic uint64_t *word, uint64_t by)
+{
+    ll_hist_bump(word, by);
+}
 static inline void ll_stat_set(_Atomic uint64_t *word, uint64_t value)
 {
     /* Relaxed: figures are not used to publish anything. */

@@ -187,18 +187,12 @@ __device__ static inline void pdl_release()
 #endif
 }
 
-/* kernel<<<grid, block, shared, stream>>>(args...) with that attribute where the GPU has it. */
+/* kernel<<<grid, block, shared, stream>>>(args...) with that attribute where the GPU has it and the
+ * kernels were compiled for it. */
 template <class... Params, class... Args>
 static inline int launch_chained(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared,
                                  cudaStream_t stream, Args... args)
 {
-    static int has_pdl = -1;
-    if (has_pdl < 0) {
-        int device = 0, major = 0;
-        cudaGetDevice(&device);
-        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-        has_pdl = major >= 9;
-    }
     cudaLaunchAttribute attribute;
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -208,7 +202,7 @@ static inline int launch_chained(void (*kernel)(Params...), dim3 grid, dim3 bloc
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &attribute;
-    config.numAttrs = has_pdl ? 1 : 0;
+    config.numAttrs = ll_cuda_level() >= 90 ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, Params(args)...) == cudaSuccess ? 0 : -EIO;
 }
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/cuda_backend.c - the CUDA backend: open, the memory plan, close, the table of calls.
  *
- * extra: "weights=fp8" makes dummy weights e4m3, "device=N" picks a GPU, "skinny=0" leaves all
- * products to cuBLASLt. */
+ * extra: "weights=fp8" makes dummy weights e4m3; "source=fp8" says that most of what will be fed
+ * is, for the memory plan; "device=N" picks a GPU; "skinny=0" leaves all products to cuBLASLt;
+ * "graph=0" launches kernel by kernel. */
 #include "kernels/cuda/device.h"
 
 #include "base/bits.h"
@@ -73,11 +74,14 @@ static int choose_device(struct ll_device *d, struct ll_backend_caps *caps, stru
     if (p.major < 8)
         return refuse(error, LL_E_UNSUPPORTED, "needs compute capability 8.0, this GPU has major",
                       (uint32_t)p.major);
-    if (d->is_fp8_dummy && p.major != 9)
-        return refuse(error, LL_E_UNSUPPORTED,
-                      "FP8 products need compute capability 9.0, not major", (uint32_t)p.major);
+    d->level = ll_cuda_level();
+    if (d->level == 0)
+        return refuse(error, LL_E_UNSUPPORTED, "was built without code for compute capability",
+                      (uint32_t)(p.major * 10 + p.minor));
     d->n_sm = (uint32_t)p.multiProcessorCount;
     snprintf(caps->device, sizeof(caps->device), "%.63s", p.name);
+    if (cudaDeviceGetPCIBusId(caps->pci, sizeof(caps->pci), index) != cudaSuccess)
+        caps->pci[0] = 0;
     return 0;
 }
 
@@ -243,6 +247,7 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
         {(void **)&d->convert, LL_CUDA_STAGING},
         {(void **)&d->skinny_partial, partial_bytes},
         {(void **)&d->skinny_arrived, n_arrived * 4},
+        {&d->widened, d->level < 89 ? LL_CUDA_WIDENED : 16},
     };
     cudaError_t s = cudaSuccess;
 
@@ -301,7 +306,8 @@ static uint64_t weights_estimate(const struct ll_device *d)
         m->n_layers * ((q * 2 + kv * 2) * m->n_embd + 3ull * m->n_ff * m->n_embd);
     const uint64_t vocab = (uint64_t)d->n_vocab_padded * m->n_embd * (m->is_tied ? 1 : 2);
 
-    return linear * (d->is_fp8_dummy ? 1 : 2) + vocab * 2 + m->n_layers * m->n_embd * 4ull;
+    return linear * (d->is_fp8_dummy || has_option(d->options.extra, "source=fp8") ? 1 : 2) +
+           vocab * 2 + m->n_layers * m->n_embd * 4ull;
 }
 
 /* KV pages: as told, or what the fraction leaves after weights. */
@@ -367,12 +373,12 @@ static void backend_close(struct ll_device *d)
     ll_gemm_close(&d->gemm);
     struct ll_cuda_tables *t = &d->tables;
     void *const device[] = {
-        t->counts,        t->step,   t->begin_ns, t->token_id, t->token_pos,  t->token_slot,
-        t->logits,        t->decode, t->tiles,    t->slots,    t->page_table, t->penalty,
-        t->bias,          d->kv,     d->rope,     d->x,        d->h,          d->qkv,
-        d->attn,          d->delta,  d->gate_up,  d->act,      d->gathered,   d->h_scale,
-        d->act_scale,     d->logits, d->partial,  d->arrived,  d->convert,    d->skinny_partial,
-        d->skinny_arrived};
+        t->counts,         t->step,   t->begin_ns, t->token_id, t->token_pos,  t->token_slot,
+        t->logits,         t->decode, t->tiles,    t->slots,    t->page_table, t->penalty,
+        t->bias,           d->kv,     d->rope,     d->x,        d->h,          d->qkv,
+        d->attn,           d->delta,  d->gate_up,  d->act,      d->gathered,   d->h_scale,
+        d->act_scale,      d->logits, d->partial,  d->arrived,  d->convert,    d->skinny_partial,
+        d->skinny_arrived, d->widened};
     void *const host[] = {d->areas,           d->results,         d->done,
                           d->kv_host,         d->slot_staging[0], d->slot_staging[1],
                           d->slot_staging[2], d->slot_staging[3]};
@@ -412,7 +418,8 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
     d->shape = *shape;
     d->n_vocab_padded = (uint32_t)ll_align_up(shape->n_vocab, 8);
     d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
-    d->has_skinny = !has_option(options->extra, "skinny=0");
+    d->has_skinny = !options->is_deterministic && !has_option(options->extra, "skinny=0");
+    d->has_graphs = !has_option(options->extra, "graph=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;
     *caps = (struct ll_backend_caps){.depth = 2, .n_ranks = 1};
     rc = choose_device(d, caps, error);
@@ -434,9 +441,11 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
         rc = ll_cuda_fail(error, "stream", s);
         goto close_device;
     }
-    if ((rc = ll_gemm_open(&d->gemm, error)) < 0 || (rc = make_host_memory(d, error)) < 0 ||
-        (rc = make_tables(d, error)) < 0 || (rc = make_activations(d, error)) < 0 ||
-        (rc = make_rope(d, error)) < 0 || (rc = make_kv(d, error)) < 0)
+    rc = ll_gemm_open(&d->gemm, error);
+    d->gemm.is_fixed = options->is_deterministic;
+    if (rc < 0 || (rc = make_host_memory(d, error)) < 0 || (rc = make_tables(d, error)) < 0 ||
+        (rc = make_activations(d, error)) < 0 || (rc = make_rope(d, error)) < 0 ||
+        (rc = make_kv(d, error)) < 0)
         goto close_device;
     /* Memory is cleared on the default stream, which ours do not wait for. */
     s = cudaDeviceSynchronize();

@@ -45,14 +45,19 @@ uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
                                         : n_tokens_bucket;
 }
 
-/* Few tokens on e4m3 weights: our own product, which takes bf16 activations. On bf16 weights it is
- * the faster one too (kernels/README.md), but flips a near-tie of the golden file that cuBLASLt
- * does not: it waits there until its numbers are compared product by product. */
+/* Few tokens: our own product, which takes bf16 activations whatever the weights are. */
 static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t)
 {
     const struct ll_skinny_args args = {.n_tokens = t, .n = l->rows, .k = l->cols};
 
-    return d->has_skinny && l->dtype == LL_DTYPE_E4M3 && ll_cuda_skinny_fits(&args);
+    return d->has_skinny && ll_cuda_skinny_fits(&args);
+}
+
+static enum ll_gemm_kind kind_of(const struct ll_device *d, const struct ll_cuda_linear *l)
+{
+    if (l->dtype != LL_DTYPE_E4M3)
+        return LL_GEMM_BF16;
+    return d->level >= 90 ? LL_GEMM_FP8 : d->level >= 89 ? LL_GEMM_FP8_TENSOR : LL_GEMM_W8A16;
 }
 
 static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
@@ -82,12 +87,14 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
     if (is_skinny(d, l, t))
         return skinny(d, l, y, x, false, t, error);
     const struct ll_gemm_args args = {
-        .kind = l->dtype == LL_DTYPE_E4M3 ? LL_GEMM_FP8 : LL_GEMM_BF16,
+        .kind = kind_of(d, l),
         .y = y,
         .x = x,
         .w = l->w,
         .x_scale = x_scale,
         .w_scale = l->scale,
+        .scratch = d->widened,
+        .scratch_bytes = LL_CUDA_WIDENED,
         .t = t,
         .n = l->rows,
         .k = l->cols,
@@ -99,7 +106,10 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
 static float *scale_for(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t,
                         float *scale)
 {
-    return l->dtype == LL_DTYPE_E4M3 && !is_skinny(d, l, t) ? scale : NULL;
+    const enum ll_gemm_kind kind = kind_of(d, l);
+
+    return (kind == LL_GEMM_FP8 || kind == LL_GEMM_FP8_TENSOR) && !is_skinny(d, l, t) ? scale
+                                                                                      : NULL;
 }
 
 static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_layer *w, uint32_t t,
@@ -310,7 +320,7 @@ int ll_cuda_tune(struct ll_device *d, uint32_t weights, struct ll_text *error)
         for (uint32_t i = 0; i < 4 && rc == 0; i++) {
             const struct ll_cuda_linear *l = linears[i];
             const struct ll_gemm_args args = {
-                .kind = l->dtype == LL_DTYPE_E4M3 ? LL_GEMM_FP8 : LL_GEMM_BF16,
+                .kind = kind_of(d, l),
                 .y = outputs[i],
                 .x = inputs[i],
                 .w = l->w,

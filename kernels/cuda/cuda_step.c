@@ -242,6 +242,26 @@ static uint32_t tile_bucket(uint32_t n_tiles)
     return n_tiles == 0 ? 0 : (uint32_t)ll_pow2_ceil(n_tiles < 8 ? 8 : n_tiles);
 }
 
+/* One graph launch: a system call of its own to the device, after all stores to the area: mapped
+ * memory is coherent and the driver's doorbell write orders them. */
+static int launch(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
+                  bool has_decode, uint32_t weights, struct ll_text *error)
+{
+    cudaGraphExec_t graph;
+
+#ifdef LL_CUDA_FAULTS
+    if (ll_cuda_fault(d) < 0)
+        return ll_cuda_fail(error, "fault", cudaGetLastError());
+#endif
+    if (!d->has_graphs)
+        return ll_cuda_forward(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
+    int rc = ll_cuda_graph_get(d, n_tokens, n_logits, n_tiles, has_decode, weights, &graph, error);
+    if (rc < 0)
+        return rc;
+    cudaError_t s = cudaGraphLaunch(graph, d->stream);
+    return s == cudaSuccess ? 0 : ll_cuda_fail(error, "graph launch", s);
+}
+
 int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct ll_text *error)
 {
     if (d->sticky < 0) {
@@ -278,16 +298,11 @@ int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct
     *(struct ll_cuda_counts *)area = counts;
 
     const uint32_t t = ll_cuda_token_bucket(at.token);
-    cudaGraphExec_t graph;
-    rc = ll_cuda_graph_get(d, t, ll_cuda_logit_bucket(at.logit, t), tile_bucket(counts.n_tiles),
-                           counts.n_decode > 0, batch->weights, &graph, error);
+    const uint32_t n_logits = ll_cuda_logit_bucket(at.logit, t),
+                   n_tiles = tile_bucket(counts.n_tiles);
+    rc = launch(d, t, n_logits, n_tiles, counts.n_decode > 0, batch->weights, error);
     if (rc < 0)
         return d->sticky = rc;
-    /* The launch is a system call of its own to the device, after all stores above: mapped memory
-     * is coherent and the driver's doorbell write orders them. */
-    cudaError_t s = cudaGraphLaunch(graph, d->stream);
-    if (s != cudaSuccess)
-        return d->sticky = ll_cuda_fail(error, "graph launch", s);
     struct ll_cuda_flight *flight = &d->flight[d->n_submitted % 2];
     *flight = (struct ll_cuda_flight){d->n_submitted + 1, ll_now_ns(), batch->n_rows, false};
     return ++d->n_submitted;

@@ -18,6 +18,7 @@
 #define LL_CUDA_GRAPHS_MAX 256
 #define LL_CUDA_COPIES_MAX 64
 #define LL_CUDA_STAGING    (16u << 20)
+#define LL_CUDA_WIDENED    (128u << 20)
 
 /* A linear layer's weight [out][in], bf16 or e4m3 with a scale a row. */
 struct ll_cuda_linear {
@@ -26,8 +27,6 @@ struct ll_cuda_linear {
     float *scale_host;
     uint32_t rows, cols;
     enum ll_dtype dtype;
-    uint64_t n_fed; /* bytes of source, to know completeness */
-    uint64_t n_due;
 };
 
 struct ll_cuda_layer {
@@ -60,8 +59,10 @@ struct ll_device {
     struct ll_backend_options options;
     struct ll_model_shape shape;
     uint32_t n_pages, n_host_pages, n_sm;
+    uint32_t level; /* 80, 89, 90: ll_cuda_level() */
     uint32_t n_vocab_padded;
-    bool is_fp8_dummy, is_kv_fp8;
+    bool is_fp8_dummy; /* extra "weights=fp8" */
+    bool is_kv_fp8;
     size_t page_bytes; /* one page of one layer, K and V */
     struct ll_cuda_weights weights[2];
     struct ll_gemm gemm;
@@ -84,6 +85,8 @@ struct ll_device {
     float *skinny_partial;
     uint32_t *skinny_arrived;
     bool has_skinny;        /* off for comparison: extra "skinny=0" */
+    bool has_graphs;        /* off for comparison and tools: extra "graph=0" */
+    void *widened;          /* 8.0: e4m3 weights as bf16, a piece at a time */
     unsigned char *convert; /* staging of a conversion */
     void *pinned;           /* the loader's staging, until seal */
     uint64_t weights_bytes;
@@ -138,5 +141,9 @@ int ll_cuda_poll(struct ll_device *d, int64_t ticket, struct ll_result *out, str
 int64_t ll_cuda_copy(struct ll_device *d, const struct ll_copy *list, uint32_t n,
                      struct ll_text *error);
 int ll_cuda_copied(struct ll_device *d, int64_t ticket, struct ll_text *error);
+
+#ifdef LL_CUDA_FAULTS /* tests/kernels/cuda_fault.c: the test build's way to break the device */
+int ll_cuda_fault(struct ll_device *d);
+#endif
 
 #endif

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kernels/cuda/gemm_lt.h"
 
+#include "kernels/cuda/ops.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +10,7 @@
 
 #define WORKSPACE_BYTES (64u << 20)
 #define CANDIDATES      8
+#define FIXED_ROWS      256u /* T that a plan for every T is chosen for */
 
 static int fail(struct ll_text *error, const char *what, cublasStatus_t status)
 {
@@ -63,9 +66,19 @@ static void problem_free(struct problem *p)
         cublasLtMatrixLayoutDestroy(p->d);
 }
 
+static bool is_fp8(const struct ll_gemm_args *args)
+{
+    return args->kind == LL_GEMM_FP8 || args->kind == LL_GEMM_FP8_TENSOR;
+}
+
 static uint32_t rows_computed(const struct ll_gemm_args *args)
 {
-    return args->kind == LL_GEMM_FP8 ? (args->t + 15) / 16 * 16 : args->t;
+    return is_fp8(args) ? (args->t + 15) / 16 * 16 : args->t;
+}
+
+static uint32_t row_elements(const struct ll_gemm_args *args)
+{
+    return args->ld != 0 ? args->ld : args->n;
 }
 
 static cublasStatus_t set_scales(cublasLtMatmulDesc_t desc, const struct ll_gemm_args *args)
@@ -88,7 +101,7 @@ static cublasStatus_t set_scales(cublasLtMatmulDesc_t desc, const struct ll_gemm
 static int problem_make(struct problem *p, const struct ll_gemm_args *args, struct ll_text *error)
 {
     const cublasOperation_t transposed = CUBLAS_OP_T;
-    const cudaDataType in = args->kind == LL_GEMM_FP8 ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
+    const cudaDataType in = is_fp8(args) ? CUDA_R_8F_E4M3 : CUDA_R_16BF;
     const cudaDataType out = args->kind == LL_GEMM_BF16_F32 ? CUDA_R_32F : CUDA_R_16BF;
     const uint32_t t = rows_computed(args);
     cublasStatus_t s;
@@ -102,7 +115,7 @@ static int problem_make(struct problem *p, const struct ll_gemm_args *args, stru
         (s = cublasLtMatrixLayoutCreate(&p->a, in, args->k, args->n, args->k)) !=
             CUBLAS_STATUS_SUCCESS ||
         (s = cublasLtMatrixLayoutCreate(&p->b, in, args->k, t, args->k)) != CUBLAS_STATUS_SUCCESS ||
-        (s = cublasLtMatrixLayoutCreate(&p->d, out, args->n, t, args->n)) !=
+        (s = cublasLtMatrixLayoutCreate(&p->d, out, args->n, t, row_elements(args))) !=
             CUBLAS_STATUS_SUCCESS) {
         problem_free(p);
         return fail(error, "descriptor", s);
@@ -122,24 +135,36 @@ static int candidates(struct ll_gemm *gemm, const struct problem *p,
         return fail(error, "preference", s);
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                          &gemm->workspace_bytes, sizeof(gemm->workspace_bytes));
+    if (gemm->is_fixed) {
+        const uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
+        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                             &none, sizeof(none));
+    }
     s = cublasLtMatmulAlgoGetHeuristic(gemm->handle, p->desc, p->a, p->b, p->d, p->d, preference,
                                        n_max, out, &n);
     cublasLtMatmulPreferenceDestroy(preference);
     if (s != CUBLAS_STATUS_SUCCESS || n == 0) {
         snprintf(error->s, sizeof(error->s), "cuBLASLt has no %s product for T %u, N %u, K %u",
-                 args->kind == LL_GEMM_FP8 ? "FP8" : "BF16", args->t, args->n, args->k);
+                 is_fp8(args) ? "FP8" : "BF16", args->t, args->n, args->k);
         return -EIO;
     }
     return n;
 }
 
+/* T as plans are kept by. */
+static uint32_t plan_rows(const struct ll_gemm *gemm, const struct ll_gemm_args *args)
+{
+    return gemm->is_fixed ? FIXED_ROWS : rows_computed(args);
+}
+
 static struct ll_gemm_plan *find_plan(struct ll_gemm *gemm, const struct ll_gemm_args *args)
 {
-    const uint32_t t = rows_computed(args);
+    const uint32_t t = plan_rows(gemm, args);
 
     for (uint32_t i = 0; i < gemm->n_plans; i++) {
         struct ll_gemm_plan *plan = &gemm->plan[i];
-        if (plan->kind == args->kind && plan->t == t && plan->n == args->n && plan->k == args->k)
+        if (plan->kind == args->kind && plan->t == t && plan->n == args->n && plan->k == args->k &&
+            plan->ld == row_elements(args))
             return plan;
     }
     return NULL;
@@ -152,8 +177,11 @@ static struct ll_gemm_plan *add_plan(struct ll_gemm *gemm, const struct ll_gemm_
     if (plan == NULL && gemm->n_plans < LL_GEMM_PLANS_MAX)
         plan = &gemm->plan[gemm->n_plans++];
     if (plan != NULL)
-        *plan = (struct ll_gemm_plan){
-            .kind = args->kind, .t = rows_computed(args), .n = args->n, .k = args->k};
+        *plan = (struct ll_gemm_plan){.kind = args->kind,
+                                      .t = plan_rows(gemm, args),
+                                      .n = args->n,
+                                      .k = args->k,
+                                      .ld = row_elements(args)};
     return plan;
 }
 
@@ -168,9 +196,66 @@ static cublasStatus_t run(struct ll_gemm *gemm, const struct problem *p,
                           stream);
 }
 
+static int kernel_failed(struct ll_text *error, const char *what)
+{
+    snprintf(error->s, sizeof(error->s), "CUDA: %s: %s", what,
+             cudaGetErrorString(cudaGetLastError()));
+    return -EIO;
+}
+
+/* Widens as many rows of w as scratch holds, multiplies, goes on. */
+static int run_widened(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStream_t stream,
+                       struct ll_text *error)
+{
+    const uint32_t fit = (uint32_t)(args->scratch_bytes / ((size_t)args->k * 2) / 16 * 16);
+
+    if (fit == 0) {
+        snprintf(error->s, sizeof(error->s), "no room to widen 16 rows of %u", args->k);
+        return -EINVAL;
+    }
+    for (uint32_t first = 0; first < args->n; first += fit) {
+        const uint32_t n = args->n - first < fit ? args->n - first : fit;
+        const struct ll_gemm_args piece = {.kind = LL_GEMM_BF16,
+                                           .y = (uint16_t *)args->y + first,
+                                           .x = args->x,
+                                           .w = args->scratch,
+                                           .t = args->t,
+                                           .n = n,
+                                           .k = args->k,
+                                           .ld = row_elements(args)};
+        if (ll_cuda_widen(args->scratch, (const unsigned char *)args->w + (size_t)first * args->k,
+                          args->w_scale + first, n, args->k, stream) < 0)
+            return kernel_failed(error, "widen");
+        int rc = ll_gemm_run(gemm, &piece, stream, error);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* The heuristic's first choice for these arguments, or for FIXED_ROWS in their place. */
+static int choose(struct ll_gemm *gemm, const struct ll_gemm_args *args, cublasLtMatmulAlgo_t *algo,
+                  struct ll_text *error)
+{
+    cublasLtMatmulHeuristicResult_t result;
+    struct ll_gemm_args like = *args;
+    struct problem p;
+
+    like.t = plan_rows(gemm, args);
+    int rc = problem_make(&p, &like, error);
+    if (rc < 0)
+        return rc;
+    rc = candidates(gemm, &p, &like, &result, 1, error);
+    problem_free(&p);
+    *algo = result.algo;
+    return rc < 0 ? rc : 0;
+}
+
 int ll_gemm_run(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStream_t stream,
                 struct ll_text *error)
 {
+    if (args->kind == LL_GEMM_W8A16)
+        return run_widened(gemm, args, stream, error);
     struct problem p;
     int rc = problem_make(&p, args, error);
 
@@ -178,8 +263,8 @@ int ll_gemm_run(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStrea
         return rc;
     struct ll_gemm_plan *plan = find_plan(gemm, args);
     if (plan == NULL) {
-        cublasLtMatmulHeuristicResult_t result;
-        rc = candidates(gemm, &p, args, &result, 1, error);
+        cublasLtMatmulAlgo_t algo;
+        rc = choose(gemm, args, &algo, error);
         if (rc < 0)
             goto free_problem;
         plan = add_plan(gemm, args);
@@ -188,10 +273,13 @@ int ll_gemm_run(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStrea
             rc = -ENOSPC;
             goto free_problem;
         }
-        plan->algo = result.algo;
+        plan->algo = algo;
     }
     cublasStatus_t s = run(gemm, &p, args, &plan->algo, stream);
     rc = s == CUBLAS_STATUS_SUCCESS ? 0 : fail(error, "matmul", s);
+    if (rc == 0 && args->kind == LL_GEMM_FP8_TENSOR &&
+        ll_cuda_scale(args->y, args->x_scale, args->w_scale, args->t, args->n, stream) < 0)
+        rc = kernel_failed(error, "scale");
 free_problem:
     problem_free(&p);
     return rc;
@@ -230,7 +318,7 @@ int ll_gemm_tune(struct ll_gemm *gemm, const struct ll_gemm_args *args, cudaStre
     struct problem p;
     struct ll_gemm_plan *plan = find_plan(gemm, args);
 
-    if (plan != NULL && plan->is_tuned)
+    if ((plan != NULL && plan->is_tuned) || args->kind == LL_GEMM_W8A16 || gemm->is_fixed)
         return 0;
     int rc = problem_make(&p, args, error);
     if (rc < 0)

@@ -84,6 +84,18 @@ struct ll_cuda_sample_args {
 };
 int ll_cuda_sample(const struct ll_cuda_sample_args *args, cudaStream_t stream);
 
+/* The capability that this code runs as, 80, 89 or 90: the least of the device's and of what the
+ * kernels were compiled for (a build for 8.0 runs on a 9.0 as its compiler made it). 0: no device.
+ */
+uint32_t ll_cuda_level(void);
+
+/* y[t, n] *= x_scale[t] * w_scale[n], bf16. */
+int ll_cuda_scale(void *y, const float *x_scale, const float *w_scale, uint32_t n_tokens,
+                  uint32_t n, cudaStream_t stream);
+/* out[r, k] = bf16(w[r, k] * scale[r]), w e4m3; k a multiple of 8. */
+int ll_cuda_widen(void *out, const void *w, const float *scale, uint32_t n_rows, uint32_t k,
+                  cudaStream_t stream);
+
 /* Weights: element-wise conversion and random values (never zero), for load and --load-format
  * dummy. n elements. */
 int ll_cuda_convert_bf16(void *out, const void *in, enum ll_dtype from, uint64_t n,

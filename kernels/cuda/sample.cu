@@ -183,7 +183,7 @@ __device__ static prefix select_prefix(select_memory &memory, const Key &key_at,
     __syncthreads();
     for (uint32_t v = threadIdx.x; v < n_vocab; v += THREADS)
         if (key_at(v) == high && is_in(within, high, v) && weight_at(v) > 0)
-            memory.each = weight_at(v); /* every writer stores the same value */
+            atomicMax(&memory.each, (unsigned long long)weight_at(v)); /* all the same */
     __syncthreads();
     const uint64_t each = memory.each, missing = target > above ? target - above : 1;
     const uint64_t needed = (missing + each - 1) / each;
@@ -383,13 +383,19 @@ __global__ void __launch_bounds__(THREADS)
     if (slot.has_penalty && t.penalty != nullptr)
         r.penalty = t.penalty + (size_t)row.slot * a.n_vocab;
 
-    const uint32_t id = choose(memory, r, slot, row.pos);
+    uint32_t id = choose(memory, r, slot, row.pos);
+    if (id >= a.n_vocab) /* every id is barred: any will do, there must be one */
+        id = 0;
     if (threadIdx.x == 0) {
         float raw = r.x[id];
         if (is_sparse)
             for (uint32_t i = 0; i < slot.n_bias; i++)
                 if (bias[i].id == id)
                     raw = raw_bias[i];
+        if (is_sparse && bars_end) /* barred, and taken all the same: nothing else was left */
+            for (uint32_t i = 0; i < slot.n_end; i++)
+                if (slot.end[i] == id)
+                    raw = raw_end[i];
         out->token[0] = id;
         out->logprob[0] = raw - lse;
         out->status = LL_ROW_OK;

@@ -275,9 +275,12 @@ extern "C" int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t st
         return -EINVAL;
     if (args->n_tokens == 0)
         return 0;
-    if (!args->is_fp8)
-        return args->is_f32 && !args->is_gated ? launch<false, false, float>(args, stream)
-                                               : -EINVAL;
+    if (!args->is_fp8) {
+        if (args->is_f32)
+            return args->is_gated ? -EINVAL : launch<false, false, float>(args, stream);
+        return args->is_gated ? launch<false, true, bf16>(args, stream)
+                              : launch<false, false, bf16>(args, stream);
+    }
     return args->is_gated ? launch<true, true, bf16>(args, stream)
                           : launch<true, false, bf16>(args, stream);
 }

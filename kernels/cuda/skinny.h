@@ -17,12 +17,12 @@ extern "C" {
 struct ll_skinny_args {
     void *y;              /* [T, N] bf16, or fp32 when is_f32 */
     const void *x;        /* [T, K] bf16; is_gated: [T, 2K] gate then up */
-    const void *w;        /* [N, K] e4m3; bf16 with is_f32 (the head) */
+    const void *w;        /* [N, K] e4m3 or bf16 */
     const float *w_scale; /* [N], e4m3 only */
     float *partial;       /* ll_cuda_skinny_partial_bytes() */
     uint32_t *arrived;    /* [ceil(N / 64)], zero between calls */
     uint32_t n_tokens, n, k;
-    bool is_fp8, is_gated, is_f32;
+    bool is_fp8, is_gated, is_f32; /* f32 (the head): bf16 weights only, not gated */
 };
 
 /* T <= 8, N a multiple of 16, K of 128. */

@@ -6,6 +6,7 @@
 
 #include "kernels/backend.h"
 #include "tests/harness.h"
+#include "tests/kernels/feed.h"
 
 #include <fcntl.h>
 #include <jansson.h>
@@ -92,6 +93,8 @@ static inline bool demo_role(const char *name, struct ll_tensor *tensor)
     return true;
 }
 
+static bool demo_is_e4m3; /* feed linear layers in 8 bits */
+
 /* Feeds the demo model's BF16 file; piece_bytes 0: a tensor at a time. */
 static inline int demo_feed(const struct ll_backend *backend, struct ll_device *device,
                             size_t piece_bytes, struct ll_text *error)
@@ -123,6 +126,11 @@ static inline int demo_feed(const struct ll_backend *backend, struct ll_device *
         t.cols = (uint32_t)json_integer_value(json_array_get(shape, n_dims - 1));
         uint64_t begin = (uint64_t)json_integer_value(json_array_get(offsets, 0));
         t.size_bytes = (uint64_t)json_integer_value(json_array_get(offsets, 1)) - begin;
+        if (demo_is_e4m3 && t.rows > 1 && t.role != LL_TENSOR_EMBED && t.role != LL_TENSOR_HEAD) {
+            rc = feed_e4m3(backend, device, t, (const uint16_t *)(file + 8 + n_header + begin),
+                           error);
+            continue;
+        }
         struct ll_span span;
         rc = backend->want(device, &t, &span, 1, error);
         size_t piece = piece_bytes > 0 ? piece_bytes : t.size_bytes;

@@ -300,6 +300,7 @@ static int setup_stat(void **state)
 {
     memset((void *)&stat_region, 0, sizeof(stat_region));
     ll_stat_init(&stat_region, 77);
+    ll_stat_show_gpu(&stat_region);
     *state = &stat_region;
     return 0;
 }
@@ -332,6 +333,20 @@ static void the_stat_table_names_each_figure_once_and_where_it_is(void **state)
     LL_STAT_COUNTERS(IS)
     LL_STAT_GAUGES(IS)
     LL_STAT_CONTROL(IS)
+    LL_STAT_GPU(IS)
+}
+
+static void the_gpus_figures_are_in_the_table_only_when_shown(void **state)
+{
+    struct ll_stat_region *region = *state;
+
+    ll_stat_init(region, 77);
+    assert_int_equal(region->n_entries, LL_STAT_N - LL_STAT_N_GPU);
+    for (uint32_t i = 0; i < region->n_entries; i++)
+        assert_true(strncmp(region->entry[i].name, "gpu_", 4) != 0);
+    ll_stat_show_gpu(region);
+    assert_string_equal(region->entry[LL_STAT_N - 1].name, "gpu_temperature_celsius");
+    assert_int_equal(ll_stat_check(region, sizeof(*region)), 0);
 }
 
 /* Two threads write: the group of the second lies 2 lines away from all else. */
@@ -339,7 +354,7 @@ static void the_control_threads_figures_share_no_line(void **state)
 {
     (void)state;
     size_t first = offsetof(struct ll_stats, attaches);
-    size_t last = offsetof(struct ll_stats, clients_died);
+    size_t last = offsetof(struct ll_stats, gpu_temperature_celsius);
 
     assert_true(first - offsetof(struct ll_stats, ready_ns) >= 128);
     assert_true(offsetof(struct ll_stats, queue_ns) - last >= 128);
@@ -363,7 +378,7 @@ static void a_stat_table_that_points_outside_is_refused(void **state)
     REFUSED(region->off_entries += 4);
     REFUSED(region->entry[3].offset = (uint32_t)bytes);
     REFUSED(region->entry[3].offset += 4);
-    REFUSED(region->entry[LL_STAT_N - 1].offset += 8);
+    REFUSED(region->entry[LL_STAT_N - LL_STAT_N_GPU - 1].offset += 8); /* the last histogram */
     REFUSED(region->entry[3].kind = 0);
     REFUSED(region->entry[3].kind = 4);
     REFUSED(memset(region->entry[3].name, 'x', sizeof(region->entry[3].name)));
@@ -379,6 +394,7 @@ int main(void)
         cmocka_unit_test(a_generation_has_24_bits_and_is_never_0),
         cmocka_unit_test_setup(the_stat_table_names_each_figure_once_and_where_it_is, setup_stat),
         cmocka_unit_test(the_control_threads_figures_share_no_line),
+        cmocka_unit_test_setup(the_gpus_figures_are_in_the_table_only_when_shown, setup_stat),
         cmocka_unit_test_setup(a_stat_table_that_points_outside_is_refused, setup_stat),
     };
     return cmocka_run_group_tests_name("shm/wire", tests, NULL, NULL);

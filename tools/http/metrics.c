@@ -106,7 +106,7 @@ static void write_runtime(struct buffer *out, const struct ll_stat *stats, int n
     for (int i = 0; i < n; i++) {
         const struct ll_stat *stat = &stats[i];
         size_t n_name = strlen(stat->name);
-        bool is_gauge = false;
+        bool is_gauge = strncmp(stat->name, "gpu_", 4) == 0;
         if (stat->is_histogram) {
             buffer_printf(out,
                           "# TYPE ll_%s summary\nll_%s{quantile=\"0.5\"} %llu\n"

@@ -3,9 +3,9 @@
  * reference computed?
  *
  * Each case goes through chat rendering, tokenizer, rings, runtime and sampler. The model is asked
- * with the golden prompt ids, so that a text fault and a model fault are told apart. After the
- * first greedy token that differs the rest of that case is about another text: it counts as
- * unequal, and its logprobs are not compared. Comparing is in check_case.c. */
+ * with the golden prompt ids, so that a text fault and a model fault are told apart. After a greedy
+ * token that differs it is asked anew with the golden ids up to there: each difference counts once.
+ * Comparing is in check_case.c. */
 #include "base/clock.h"
 #include "base/err.h"
 #include "tools/llring/check_case.h"
@@ -28,7 +28,10 @@ struct tolerance {
     double logprob_max; /* largest difference; 0: reported only */
 };
 static const struct tolerance tolerances[] = {
-    {"float32", 1.0, 1e-3}, {NULL, 0.99, 0}, /* bfloat16 and narrower */
+    {"float32", 1.0, 1e-3},
+    {"fp8", 0.95,
+     0},             /* 8-bit weights: the bundled model of 5.8 M feels them more than large ones */
+    {NULL, 0.99, 0}, /* bfloat16 */
 };
 
 struct check_options {

@@ -10,9 +10,9 @@
 struct check_result {
     bool has_failed; /* refused, or ended with an error: nothing below the prompt is valid */
     bool is_text_equal, is_prompt_equal;
-    uint32_t n_tokens, n_tokens_equal;         /* greedy ones, up to the first that differs */
-    uint32_t expected_id, got_id;              /* at that first one */
-    uint32_t n_top, n_top_equal;               /* ids of the next token's top list, by rank */
+    uint32_t n_tokens, n_tokens_equal; /* greedy ones, each after the file's own before it */
+    uint32_t expected_id, got_id;      /* at the first that differs */
+    uint32_t n_top, n_top_equal;       /* ids of the next token's top list, by rank */
     double greedy_diff, prompt_diff, top_diff; /* largest absolute difference of logprobs */
 };
 

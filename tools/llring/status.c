@@ -29,13 +29,15 @@ static bool ends_with(const char *text, const char *end)
     return n >= n_end && strcmp(text + n - n_end, end) == 0;
 }
 
-/* A value in its unit: nanoseconds as ms, bytes as MiB, the rest as they are. */
+/* A value in its unit: nanoseconds as ms, bytes as MiB, mW as W, the rest as they are. */
 static const char *in_units(const char *name, uint64_t value, char *buffer, size_t n)
 {
     if (ends_with(name, "_ns"))
         snprintf(buffer, n, "%.3f ms", (double)value / 1e6);
     else if (ends_with(name, "_bytes"))
         snprintf(buffer, n, "%.1f MiB", (double)value / 1048576);
+    else if (ends_with(name, "_mw"))
+        snprintf(buffer, n, "%.1f W", (double)value / 1e3);
     else
         snprintf(buffer, n, "%llu", (unsigned long long)value);
     return buffer;

@@ -1,0 +1,377 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tests/kernels/test_cuda_ops_attend.c - paged attention on the GPU against double: awkward
+ * lengths, every group size, permuted and shared pages, poisoned pages around. Skipped without a
+ * GPU. */
+#include "tests/kernels/cuda_ops.h"
+
+enum { ROWS_MAX = 64, PER_SEQ_MAX = 2048 };
+
+/* A pool of pages in which every row has its own or a shared list, and what the kernels need. */
+struct attend {
+    uint32_t H, K, D, n_rows, n_tokens, n_pages, pages_per_seq;
+    bool is_fp8;
+    uint32_t *table; /* [n_rows][pages_per_seq] */
+    unsigned char *kv;
+    uint16_t *qkv; /* [n_tokens][(H + 2K) D] */
+    struct ll_cuda_decode decode[ROWS_MAX];
+    struct ll_cuda_tile *tiles;
+    uint32_t n_decode, n_items, n_tiles;
+};
+
+static uint32_t round_up_pages(uint32_t n)
+{
+    return (n + LL_PAGE_TOKENS - 1) / LL_PAGE_TOKENS;
+}
+
+/* Values of modest size: keys so that the softmax is neither flat nor one-hot. */
+static void make_attend(struct attend *a, uint32_t H, uint32_t K, uint32_t D, bool is_fp8,
+                        uint32_t n_rows, const uint32_t *n_kv, uint32_t n_tokens)
+{
+    uint32_t n = 0, longest = 0;
+
+    *a = (struct attend){
+        .H = H, .K = K, .D = D, .is_fp8 = is_fp8, .n_rows = n_rows, .n_tokens = n_tokens};
+    for (uint32_t r = 0; r < n_rows; r++) {
+        n += round_up_pages(n_kv[r]);
+        longest = n_kv[r] > longest ? n_kv[r] : longest;
+    }
+    a->pages_per_seq = round_up_pages(longest);
+    a->n_pages = n + 3;
+    assert_true(n_rows <= ROWS_MAX && a->pages_per_seq <= PER_SEQ_MAX);
+    a->table = malloc((size_t)n_rows * a->pages_per_seq * sizeof(uint32_t));
+    /* Pages in falling order, spread: nobody's neighbours are its own. Free entries are garbage. */
+    uint32_t next = 0, stride = 7;
+    while (a->n_pages % stride == 0)
+        stride += 2;
+    for (uint32_t r = 0; r < n_rows; r++)
+        for (uint32_t p = 0; p < a->pages_per_seq; p++)
+            a->table[r * a->pages_per_seq + p] =
+                p < round_up_pages(n_kv[r]) ? (next++ * stride) % a->n_pages : 0x7fffffff;
+    const size_t n_numbers = (size_t)a->n_pages * 2 * K * LL_PAGE_TOKENS * D;
+    if (is_fp8) {
+        a->kv = malloc(n_numbers);
+        for (size_t i = 0; i < n_numbers; i++) /* |x| < 4 */
+            a->kv[i] = (uint8_t)((ll_splitmix64(&random_state) & 0x80) |
+                                 ll_splitmix64(&random_state) % 0x48);
+    } else {
+        uint16_t *kv = malloc(n_numbers * 2);
+        for (size_t i = 0; i < n_numbers; i++)
+            kv[i] = ll_bf16_from_f32(1.5f * random_unit());
+        a->kv = (unsigned char *)kv;
+    }
+    a->qkv = malloc((size_t)n_tokens * (H + 2 * K) * D * 2);
+    for (size_t i = 0; i < (size_t)n_tokens * (H + 2 * K) * D; i++)
+        a->qkv[i] = ll_bf16_from_f32(1.5f * random_unit());
+}
+
+static void free_attend(struct attend *a)
+{
+    free(a->table);
+    free(a->kv);
+    free(a->qkv);
+    free(a->tiles);
+}
+
+static size_t number_at(const struct attend *a, uint32_t page, uint32_t which, uint32_t head,
+                        uint32_t token)
+{
+    return ((((size_t)page * 2 + which) * a->K + head) * LL_PAGE_TOKENS + token) * a->D;
+}
+
+static double kv_value(const struct attend *a, size_t at)
+{
+    return (double)(a->is_fp8 ? e4m3_value(a->kv[at])
+                              : ll_f32_from_bf16(((const uint16_t *)a->kv)[at]));
+}
+
+/* out [D] of one query token and head that sees the first n_kv cached tokens of a row. */
+static void attend_in_double(const struct attend *a, uint32_t row, uint32_t token, uint32_t head,
+                             uint32_t n_kv, double *out)
+{
+    const uint16_t *q = a->qkv + ((size_t)token * (a->H + 2 * a->K) + head) * a->D;
+    const uint32_t kv_head = head / (a->H / a->K);
+    double *score = malloc(n_kv * sizeof(*score)), top = -INFINITY, sum = 0;
+
+    for (uint32_t j = 0; j < n_kv; j++) {
+        const uint32_t page = a->table[row * a->pages_per_seq + j / LL_PAGE_TOKENS];
+        const size_t k = number_at(a, page, 0, kv_head, j % LL_PAGE_TOKENS);
+        double dot = 0;
+        for (uint32_t d = 0; d < a->D; d++)
+            dot += (double)ll_f32_from_bf16(q[d]) * kv_value(a, k + d);
+        score[j] = dot / sqrt(a->D);
+        top = fmax(top, score[j]);
+    }
+    memset(out, 0, a->D * sizeof(*out));
+    for (uint32_t j = 0; j < n_kv; j++) {
+        const uint32_t page = a->table[row * a->pages_per_seq + j / LL_PAGE_TOKENS];
+        const size_t v = number_at(a, page, 1, kv_head, j % LL_PAGE_TOKENS);
+        const double p = exp(score[j] - top);
+        sum += p;
+        for (uint32_t d = 0; d < a->D; d++)
+            out[d] += p * kv_value(a, v + d);
+    }
+    for (uint32_t d = 0; d < a->D; d++)
+        out[d] /= sum;
+    free(score);
+}
+
+/* ---- running ----------------------------------------------------------------------------------*/
+static void add_decode(struct attend *a, uint32_t token, uint32_t slot, uint32_t n_kv)
+{
+    a->decode[a->n_decode++] = (struct ll_cuda_decode){token, slot, n_kv, a->n_items};
+    a->n_items += (n_kv + LL_CUDA_SPLIT - 1) / LL_CUDA_SPLIT;
+}
+
+/* Attention of what a holds; out [n_tokens][H D] widened, all NaN where nothing was written. The
+ * tokens past a cached length are poisoned: a kernel that reads them gives a NaN. */
+static float *run_attend(const struct attend *a, int n_repeats)
+{
+    const size_t element = a->is_fp8 ? 1 : 2, n_out = (size_t)a->n_tokens * a->H * a->D;
+    const size_t kv_bytes = (size_t)a->n_pages * 2 * a->K * LL_PAGE_TOKENS * a->D * element;
+    const struct ll_cuda_counts counts = {
+        .n_decode = a->n_decode, .n_decode_items = a->n_items, .n_tiles = a->n_tiles};
+    uint32_t *arrived = dev_zero((size_t)ROWS_MAX * a->K * 4);
+    const size_t partial = (size_t)(a->n_items + 1) * a->H * (a->D + 2) * 4;
+    struct ll_cuda_tables tables = {
+        .counts = dev_copy(&counts, sizeof(counts)),
+        .decode = dev_copy(a->decode, sizeof(a->decode)),
+        .tiles = dev_copy(a->tiles != NULL ? (const void *)a->tiles : (const void *)&counts,
+                          a->n_tiles > 0 ? a->n_tiles * sizeof(*a->tiles) : 16),
+        .page_table = dev_copy(a->table, (size_t)a->n_rows * a->pages_per_seq * 4),
+        .pages_per_seq = a->pages_per_seq};
+    void *out = dev_new(n_out * 2), *kv = dev_copy(a->kv, kv_bytes);
+    const struct ll_cuda_attend_args args = {
+        .tables = &tables,
+        .qkv = dev_copy(a->qkv, (size_t)a->n_tokens * (a->H + 2 * a->K) * a->D * 2),
+        .out = out,
+        .kv = kv,
+        .is_kv_fp8 = a->is_fp8,
+        .partial = dev_new(partial),
+        .arrived = arrived,
+        .n_heads = a->H,
+        .n_kv_heads = a->K,
+        .head_dim = a->D,
+        .n_tokens = a->n_tokens,
+        .n_rows_max = ROWS_MAX,
+        .n_tiles = a->n_tiles + 3, /* a bucket: more blocks than tiles */
+        .n_blocks = 24,            /* far fewer than work items: each takes several */
+        .scale = 1.0f / sqrtf((float)a->D)};
+    unsigned char *first = NULL;
+    for (int i = 0; i < n_repeats; i++) {
+        dev_poison(out, n_out * 2);
+        if (a->n_decode > 0)
+            launched_ok(ll_cuda_attend_decode(&args, 0), "decode attention");
+        if (a->n_tiles > 0)
+            launched_ok(ll_cuda_attend_prefill(&args, 0), "prefill attention");
+        unsigned char *got = dev_get(out, n_out * 2);
+        if (first != NULL) {
+            assert_memory_equal(got, first, n_out * 2);
+            free(got);
+        } else
+            first = got;
+    }
+    float *result = widened((const uint16_t *)first, n_out);
+    unsigned char *kv_after = dev_get(kv, kv_bytes);
+    uint32_t *left = dev_get(arrived, (size_t)ROWS_MAX * a->K * 4);
+    assert_memory_equal(kv_after, a->kv, kv_bytes); /* attention only reads pages */
+    for (uint32_t i = 0; i < ROWS_MAX * a->K; i++)
+        assert_int_equal(left[i], 0);
+    free(left);
+    free(first);
+    free(kv_after);
+    dev_end();
+    return result;
+}
+
+/* Poisons what lies past the cached length in a row's last page. */
+static void poison_tail(struct attend *a, uint32_t row, uint32_t n_kv)
+{
+    const uint32_t page = a->table[row * a->pages_per_seq + (n_kv - 1) / LL_PAGE_TOKENS];
+
+    for (uint32_t which = 0; which < 2; which++)
+        for (uint32_t head = 0; head < a->K; head++)
+            for (uint32_t t = (n_kv - 1) % LL_PAGE_TOKENS + 1; t < LL_PAGE_TOKENS; t++)
+                memset(a->kv + number_at(a, page, which, head, t) * (a->is_fp8 ? 1 : 2), 0xff,
+                       a->D * (a->is_fp8 ? 1 : 2));
+}
+
+static void check_token(const struct attend *a, const float *out, uint32_t row, uint32_t token,
+                        uint32_t n_kv)
+{
+    double *want = malloc(a->D * sizeof(*want));
+
+    for (uint32_t head = 0; head < a->H; head++) {
+        attend_in_double(a, row, token, head, n_kv, want);
+        const double far = distance(out + ((size_t)token * a->H + head) * a->D, want, a->D);
+        if (!(far <= (a->is_fp8 ? 1e-2 : 5e-3)))
+            fail_msg("H %u K %u D %u %s: token %u head %u of %u cached: %g", a->H, a->K, a->D,
+                     a->is_fp8 ? "e4m3" : "bf16", token, head, n_kv, far);
+    }
+    free(want);
+}
+
+static const uint32_t lengths[] = {1,   2,   15,  16,  17,  63,  64,  65,   127,  128,
+                                   129, 500, 511, 512, 513, 640, 700, 1024, 1025, 8191};
+
+static void check_decode(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
+{
+    const uint32_t n = sizeof(lengths) / sizeof(lengths[0]) - (is_quick() ? 4 : 0);
+    struct attend a;
+
+    make_attend(&a, H, K, D, is_fp8, n, lengths, n + 2);
+    for (uint32_t r = 0; r < n; r++) {
+        add_decode(&a, n + 1 - r, r, lengths[r]); /* tokens in another order than rows */
+        poison_tail(&a, r, lengths[r]);
+    }
+    float *out = run_attend(&a, is_quick() ? 2 : 20);
+    for (uint32_t r = 0; r < n; r++)
+        check_token(&a, out, r, n + 1 - r, lengths[r]);
+    for (uint32_t i = 0; i < 2 * H * D; i++) /* tokens 0 and 1 are nobody's */
+        assert_true(isnan(out[i]));
+
+    /* A row alone: the same bits, whatever else is in the batch. */
+    const uint32_t alone = n - 2;
+    a.n_decode = a.n_items = 0;
+    add_decode(&a, n + 1 - alone, alone, lengths[alone]);
+    float *single = run_attend(&a, 1);
+    assert_memory_equal(single + (size_t)(n + 1 - alone) * H * D,
+                        out + (size_t)(n + 1 - alone) * H * D, H * D * sizeof(float));
+    free(single);
+    free(out);
+    free_attend(&a);
+}
+
+static void decode_attention_is_right_at_every_length_and_alone(void **state)
+{
+    (void)state;
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        check_decode(4, 4, 64, fp8);
+        check_decode(6, 2, 128, fp8);
+        check_decode(16, 4, 128, fp8);
+        check_decode(8, 2, 64, fp8);
+        if (is_quick())
+            continue;
+        check_decode(24, 8, 128, fp8);
+        check_decode(16, 2, 128, fp8);
+        check_decode(16, 1, 64, fp8);
+        check_decode(16, 1, 128, fp8);
+    }
+}
+
+static void one_row_of_131072_tokens_is_right(void **state)
+{
+    const uint32_t n_kv = is_quick() ? 1700 : 131072;
+    struct attend a;
+
+    (void)state;
+    make_attend(&a, 8, 2, 128, false, 1, &n_kv, 1);
+    add_decode(&a, 0, 0, n_kv);
+    float *out = run_attend(&a, 3);
+    check_token(&a, out, 0, 0, n_kv);
+    free(out);
+    free_attend(&a);
+}
+
+/* Two rows with the same pages (a shared prefix), and the same contents at other places. */
+static void where_pages_lie_and_who_shares_them_changes_no_bit(void **state)
+{
+    enum { N = 700, H = 16, K = 4, D = 128 };
+    const uint32_t n_kv[3] = {N, N, N};
+    struct attend a;
+
+    (void)state;
+    make_attend(&a, H, K, D, false, 3, n_kv, 3);
+    const uint32_t n = a.pages_per_seq;
+    const size_t page_bytes = (size_t)2 * K * LL_PAGE_TOKENS * D * 2;
+    memcpy(a.table + n, a.table, n * 4); /* row 1: row 0's pages */
+    for (uint32_t p = 0; p < n; p++)     /* row 2: a copy of them elsewhere */
+        memcpy(a.kv + a.table[2 * n + p] * page_bytes, a.kv + a.table[p] * page_bytes, page_bytes);
+    const size_t width = (H + 2 * K) * D;
+    for (uint32_t t = 1; t < 3; t++)
+        memcpy(a.qkv + t * width, a.qkv, width * 2);
+    for (uint32_t t = 0; t < 3; t++)
+        add_decode(&a, t, t, N);
+    float *out = run_attend(&a, 2);
+    check_token(&a, out, 0, 0, N);
+    assert_memory_equal(out, out + H * D, H * D * sizeof(float));
+    assert_memory_equal(out, out + 2 * H * D, H * D * sizeof(float));
+    free(out);
+    free_attend(&a);
+}
+
+/* Rows of several tokens: chunk starts at, before and past page borders. */
+static void check_prefill(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
+{
+    static const uint32_t pos[] = {0, 0, 0, 63, 64, 100, 500, 1000};
+    static const uint32_t n_new[] = {2, 64, 150, 3, 65, 29, 33, 130};
+    const uint32_t n = is_quick() ? 5 : 8, per_tile = LL_CUDA_TILE_ROWS / (H / K);
+    uint32_t n_kv[8], first[8], n_tokens = 1;
+    struct attend a;
+
+    for (uint32_t r = 0; r < n; r++) {
+        n_kv[r] = pos[r] + n_new[r];
+        first[r] = n_tokens;
+        n_tokens += n_new[r];
+    }
+    make_attend(&a, H, K, D, is_fp8, n, n_kv, n_tokens + 1);
+    a.tiles = calloc(n_tokens + 1, sizeof(*a.tiles));
+    for (uint32_t r = 0; r < n; r++) {
+        for (uint32_t i = 0; i < n_new[r]; i += per_tile)
+            a.tiles[a.n_tiles++] = (struct ll_cuda_tile){
+                first[r] + i, r, pos[r] + i, n_new[r] - i < per_tile ? n_new[r] - i : per_tile};
+        poison_tail(&a, r, n_kv[r]);
+    }
+    float *out = run_attend(&a, is_quick() ? 2 : 10);
+    for (uint32_t r = 0; r < n; r++)
+        for (uint32_t i = 0; i<n_new[r]; i += n_new[r]> 40 ? 13 : 1)
+            check_token(&a, out, r, first[r] + i, pos[r] + i + 1);
+    for (uint32_t i = 0; i < H * D; i++) {
+        assert_true(isnan(out[i]));
+        assert_true(isnan(out[(size_t)n_tokens * H * D + i]));
+    }
+    free(out);
+    free_attend(&a);
+}
+
+static void prefill_attention_is_causal_and_right_over_cached_pages(void **state)
+{
+    (void)state;
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        check_prefill(4, 4, 64, fp8);
+        check_prefill(6, 2, 128, fp8);
+        check_prefill(16, 4, 128, fp8);
+        if (is_quick())
+            continue;
+        check_prefill(8, 1, 64, fp8);
+        check_prefill(16, 1, 128, fp8);
+    }
+}
+
+static void what_no_kernel_is_made_for_is_refused(void **state)
+{
+    const struct ll_cuda_attend_args bad[] = {
+        {.n_heads = 34, .n_kv_heads = 2, .head_dim = 128, .n_tiles = 1},
+        {.n_heads = 7, .n_kv_heads = 2, .head_dim = 128, .n_tiles = 1},
+        {.n_heads = 4, .n_kv_heads = 2, .head_dim = 96, .n_tiles = 1},
+        {.n_heads = 4, .n_kv_heads = 0, .head_dim = 64, .n_tiles = 1}};
+
+    (void)state;
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(ll_cuda_attend_decode(&bad[i], 0), -EINVAL);
+        assert_int_equal(ll_cuda_attend_prefill(&bad[i], 0), -EINVAL);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(decode_attention_is_right_at_every_length_and_alone),
+        cmocka_unit_test(one_row_of_131072_tokens_is_right),
+        cmocka_unit_test(where_pages_lie_and_who_shares_them_changes_no_bit),
+        cmocka_unit_test(prefill_attention_is_causal_and_right_over_cached_pages),
+        cmocka_unit_test(what_no_kernel_is_made_for_is_refused),
+    };
+    int rc = cuda_tests_begin();
+
+    return rc != 0 ? rc : cmocka_run_group_tests_name("kernels/cuda attention", tests, NULL, NULL);
+}

@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tests/kernels/test_cuda_ops_product.c - matrix products on the GPU against sums in double and the
+ * CPU backend's: cuBLASLt's plans of every kind and our own for few tokens. Skipped without a GPU.
+ */
+#include "kernels/cpu/inner.h"
+#include "kernels/cuda/gemm_lt.h"
+#include "kernels/cuda/skinny.h"
+#include "tests/kernels/cuda_ops.h"
+
+struct product { /* y[t, n] = x_scale[t] w_scale[n] sum_k x[t, k] w[n, k], values widened */
+    uint32_t t, n, k;
+    const float *x, *w, *x_scale, *w_scale;
+};
+
+static double exact(const struct product *p, uint32_t t, uint32_t n)
+{
+    const float *x = p->x + (size_t)t * p->k, *w = p->w + (size_t)n * p->k;
+    double sum = 0;
+
+    for (uint32_t k = 0; k < p->k; k++)
+        sum += (double)x[k] * (double)w[k];
+    return sum * (p->x_scale != NULL ? (double)p->x_scale[t] : 1) *
+           (p->w_scale != NULL ? (double)p->w_scale[n] : 1);
+}
+
+/* Norm of the error over norm of the result, and no single number far off: an element's error is at
+ * most its own rounding and K roundings of the sum's size. */
+static void check_product(const struct product *p, const float *y, double tolerance,
+                          double rounding, const char *what)
+{
+    double *want = malloc((size_t)p->t * p->n * sizeof(*want));
+    double top = 0;
+
+    for (uint32_t t = 0; t < p->t; t++)
+        for (uint32_t n = 0; n < p->n; n++) {
+            want[(size_t)t * p->n + n] = exact(p, t, n);
+            top = fmax(top, fabs(want[(size_t)t * p->n + n]));
+        }
+    const double far = distance(y, want, (size_t)p->t * p->n);
+    if (!(far <= tolerance))
+        fail_msg("%s T %u N %u K %u: %g is over %g", what, p->t, p->n, p->k, far, tolerance);
+    for (size_t i = 0; i < (size_t)p->t * p->n; i++)
+        if (!(fabs((double)y[i] - want[i]) <= rounding * fabs(want[i]) + tolerance * top))
+            fail_msg("%s T %u N %u K %u: number %zu is %g, not %g", what, p->t, p->n, p->k, i,
+                     (double)y[i], want[i]);
+    free(want);
+}
+
+static float *values_of(const uint8_t *code, size_t n)
+{
+    float *x = malloc(n * sizeof(*x));
+
+    for (size_t i = 0; i < n; i++)
+        x[i] = e4m3_value(code[i]);
+    return x;
+}
+
+/* ---- cuBLASLt ---------------------------------------------------------------------------------*/
+static struct ll_gemm gemm;
+static uint32_t level; /* compute capability that the code was made for: 80, 89, 90 */
+
+static void run_gemm(const struct ll_gemm_args *args)
+{
+    struct ll_text error = {""};
+
+    if (ll_gemm_run(&gemm, args, 0, &error) < 0)
+        fail_msg("%s", error.s);
+    cuda_ok(cudaDeviceSynchronize(), "gemm");
+}
+
+static void check_bf16(uint32_t T, uint32_t N, uint32_t K, bool is_f32)
+{
+    uint16_t *x = random_bf16s((size_t)T * K, 1), *w = random_bf16s((size_t)N * K, 0.1f);
+    float *x_wide = widened(x, (size_t)T * K), *w_wide = widened(w, (size_t)N * K), *y;
+    const size_t n_out = (size_t)T * N;
+    void *out = dev_new(n_out * (is_f32 ? 4 : 2));
+
+    run_gemm(&(struct ll_gemm_args){.kind = is_f32 ? LL_GEMM_BF16_F32 : LL_GEMM_BF16,
+                                    .y = out,
+                                    .x = dev_copy(x, (size_t)T * K * 2),
+                                    .w = dev_copy(w, (size_t)N * K * 2),
+                                    .t = T,
+                                    .n = N,
+                                    .k = K});
+    y = is_f32 ? dev_get(out, n_out * 4) : get_bf16s(out, n_out);
+    const struct product p = {.t = T, .n = N, .k = K, .x = x_wide, .w = w_wide};
+    check_product(&p, y, is_f32 ? 1e-5 : 4e-3, is_f32 ? 1e-4 : 0x1p-8, is_f32 ? "f32" : "bf16");
+    if (!is_f32 && K % 16 == 0) { /* what the CPU backend computes, rounded alike */
+        float *cpu = malloc(n_out * sizeof(*cpu));
+        double *cpu_wide = malloc(n_out * sizeof(*cpu_wide));
+        const struct ll_cpu_rows rows = {.data = w, .form = LL_FORM_BF16, .ld = K};
+        ll_cpu_inner_find(NULL)->dots(cpu, N, &rows, x_wide, K, N, T, K);
+        for (size_t i = 0; i < n_out; i++)
+            cpu_wide[i] = (double)ll_round_bf16(cpu[i]);
+        assert_within(distance(y, cpu_wide, n_out), 4e-3, "against the CPU's");
+        free(cpu);
+        free(cpu_wide);
+    }
+    dev_end();
+    free(x);
+    free(w);
+    free(x_wide);
+    free(w_wide);
+    free(y);
+}
+
+static void bf16_products_are_within_4e_3_of_double(void **state)
+{
+    (void)state;
+    for (uint32_t t = 1; t <= (is_quick() ? 3u : 33u); t++)
+        check_bf16(t, 96, 272, t % 2 == 0);
+    check_bf16(64, 1040, 512, false);
+    check_bf16(131, 48, 2064, false);
+    if (!is_quick())
+        check_bf16(1025, 256, 4096, false);
+    check_bf16(5, 4104, 256, true);
+}
+
+static void check_fp8(uint32_t T, uint32_t N, uint32_t K, bool is_tensor_wide)
+{
+    const uint32_t T16 = (T + 15) / 16 * 16; /* rows computed */
+    uint8_t *x = random_e4m3s((size_t)T16 * K), *w = random_e4m3s((size_t)N * K);
+    float *x_wide = values_of(x, (size_t)T16 * K), *w_wide = values_of(w, (size_t)N * K);
+    float *sx = random_scales(T16), *sw = random_scales(N);
+
+    for (uint32_t k = 0; k < K && T > 1; k++) /* a row of zeros */
+        x[K + k] = 0, x_wide[K + k] = 0;
+    void *out = dev_new((size_t)T16 * N * 2);
+    run_gemm(&(struct ll_gemm_args){.kind = is_tensor_wide ? LL_GEMM_FP8_TENSOR : LL_GEMM_FP8,
+                                    .y = out,
+                                    .x = dev_copy(x, (size_t)T16 * K),
+                                    .w = dev_copy(w, (size_t)N * K),
+                                    .x_scale = dev_copy(sx, T16 * 4),
+                                    .w_scale = dev_copy(sw, N * 4),
+                                    .t = T,
+                                    .n = N,
+                                    .k = K});
+    float *y = get_bf16s(out, (size_t)T * N);
+    const struct product p = {
+        .t = T, .n = N, .k = K, .x = x_wide, .w = w_wide, .x_scale = sx, .w_scale = sw};
+    check_product(&p, y, 4e-3, 0x1p-7, is_tensor_wide ? "e4m3, one scale" : "e4m3");
+    dev_end();
+    free(x);
+    free(w);
+    free(x_wide);
+    free(w_wide);
+    free(sx);
+    free(sw);
+    free(y);
+}
+
+static void e4m3_products_with_vectors_of_scales_are_within_4e_3_of_double(void **state)
+{
+    (void)state;
+    if (level < 90)
+        skip();
+    for (uint32_t t = 1; t <= (is_quick() ? 2u : 33u); t++)
+        check_fp8(t, 96, 272, false);
+    check_fp8(64, 1040, 512, false);
+    check_fp8(257, 128, is_quick() ? 512 : 14336, false);
+}
+
+/* The path of 8.9: the tensor cores see no scale, a kernel applies both vectors. */
+static void e4m3_products_without_vectors_give_the_same(void **state)
+{
+    (void)state;
+    if (level < 89)
+        skip();
+    for (uint32_t t = 1; t <= (is_quick() ? 2u : 18u); t++)
+        check_fp8(t, 96, 272, true);
+    check_fp8(257, 1040, 512, true);
+    check_fp8(64, 128, is_quick() ? 512 : 14336, true);
+}
+
+/* The path of 8.0: weights are widened in pieces, products are bf16. */
+static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_bytes)
+{
+    uint16_t *x = random_bf16s((size_t)T * K, 1);
+    uint8_t *w = random_e4m3s((size_t)N * K);
+    float *x_wide = widened(x, (size_t)T * K), *w_wide = values_of(w, (size_t)N * K);
+    float *sw = random_scales(N);
+    void *out = dev_new((size_t)T * N * 2);
+
+    run_gemm(&(struct ll_gemm_args){.kind = LL_GEMM_W8A16,
+                                    .y = out,
+                                    .x = dev_copy(x, (size_t)T * K * 2),
+                                    .w = dev_copy(w, (size_t)N * K),
+                                    .w_scale = dev_copy(sw, N * 4),
+                                    .scratch = dev_new(scratch_bytes),
+                                    .scratch_bytes = scratch_bytes,
+                                    .t = T,
+                                    .n = N,
+                                    .k = K});
+    float *y = get_bf16s(out, (size_t)T * N);
+    const struct product p = {.t = T, .n = N, .k = K, .x = x_wide, .w = w_wide, .w_scale = sw};
+    check_product(&p, y, 4e-3, 0x1p-7, "e4m3 widened");
+    dev_end();
+    free(x);
+    free(w);
+    free(x_wide);
+    free(w_wide);
+    free(sw);
+    free(y);
+}
+
+static void widened_e4m3_weights_give_the_same_whole_and_in_pieces(void **state)
+{
+    (void)state;
+    check_widened(9, 96, 272, 1 << 20);
+    check_widened(33, 208, 512, 64 * 512 * 2); /* pieces of 64 rows, the last of 16 */
+    check_widened(130, 1040, 1024, 256 * 1024 * 2);
+}
+
+static void measuring_plans_changes_no_result(void **state)
+{
+    enum { T = 16, N = 256, K = 512 };
+    uint16_t *x = random_bf16s(T * K, 1), *w = random_bf16s(N * K, 0.1f);
+    struct ll_text error = {""};
+    void *out = dev_new(T * N * 2);
+    const struct ll_gemm_args args = {.kind = LL_GEMM_BF16,
+                                      .y = out,
+                                      .x = dev_copy(x, T * K * 2),
+                                      .w = dev_copy(w, N * K * 2),
+                                      .t = T,
+                                      .n = N,
+                                      .k = K};
+
+    (void)state;
+    assert_int_equal(ll_gemm_tune(&gemm, &args, 0, &error), 0);
+    dev_poison(out, T * N * 2);
+    run_gemm(&args);
+    float *y = get_bf16s(out, T * N), *x_wide = widened(x, T * K), *w_wide = widened(w, N * K);
+    const struct product p = {.t = T, .n = N, .k = K, .x = x_wide, .w = w_wide};
+    check_product(&p, y, 4e-3, 0x1p-8, "tuned");
+    dev_end();
+    free(x);
+    free(w);
+    free(y);
+    free(x_wide);
+    free(w_wide);
+}
+
+/* ---- our own ----------------------------------------------------------------------------------*/
+struct skinny_case {
+    uint32_t n, k;
+    bool is_fp8, is_gated, is_f32;
+};
+
+/* All of T 1 .. 8 with one set of inputs: right, written throughout, the same bits for a token
+ * alone as among others, and in each of many repeats. */
+static void check_skinny(struct skinny_case c)
+{
+    const uint32_t T = LL_SKINNY_TOKENS_MAX, N = c.n, K = c.k, width = c.is_gated ? 2 * K : K;
+    const size_t out_size = c.is_f32 ? 4 : 2, n_w = (size_t)N * K, row_bytes = (size_t)N * out_size;
+    uint16_t *x = random_bf16s((size_t)T * width, c.is_gated ? 2 : 1), *w16 = NULL;
+    uint8_t *w8 = NULL;
+    float *w_wide, *sw = random_scales(N), *x_wide = malloc((size_t)T * K * sizeof(float));
+    char what[64];
+
+    snprintf(what, sizeof(what), "skinny %s%s%s", c.is_fp8 ? "e4m3" : "bf16",
+             c.is_gated ? " gated" : "", c.is_f32 ? " to f32" : "");
+    if (c.is_fp8)
+        w_wide = values_of(w8 = random_e4m3s(n_w), n_w);
+    else
+        w_wide = widened(w16 = random_bf16s(n_w, 0.1f), n_w);
+    for (uint32_t t = 0; t < T; t++)
+        for (uint32_t k = 0; k < K; k++) {
+            const uint16_t *row = x + (size_t)t * width;
+            float v = ll_f32_from_bf16(row[k]);
+            if (c.is_gated)
+                v = ll_round_bf16(ll_round_bf16(v / (1 + expf(-v))) * ll_f32_from_bf16(row[K + k]));
+            x_wide[(size_t)t * K + k] = v;
+        }
+    const size_t partial_bytes = ll_cuda_skinny_partial_bytes(N, K);
+    void *x_device = dev_copy(x, (size_t)T * width * 2), *out = dev_new(T * row_bytes);
+    uint32_t *arrived = dev_zero((N / 64 + 1) * 4);
+    struct ll_skinny_args args = {.y = out,
+                                  .w = c.is_fp8 ? dev_copy(w8, n_w) : dev_copy(w16, n_w * 2),
+                                  .w_scale = c.is_fp8 ? dev_copy(sw, N * 4) : NULL,
+                                  .partial = dev_new(partial_bytes),
+                                  .arrived = arrived,
+                                  .n = N,
+                                  .k = K,
+                                  .is_fp8 = c.is_fp8,
+                                  .is_gated = c.is_gated,
+                                  .is_f32 = c.is_f32};
+    unsigned char *all = NULL;
+    for (uint32_t t = T; t >= 1; t--) {
+        const struct product p = {
+            .t = t, .n = N, .k = K, .x = x_wide, .w = w_wide, .w_scale = c.is_fp8 ? sw : NULL};
+        args.x = x_device;
+        args.n_tokens = t;
+        dev_poison(out, T * row_bytes);
+        launched_ok(ll_cuda_skinny(&args, 0), what);
+        unsigned char *got = dev_get(out, T * row_bytes);
+        if (t == T) {
+            float *y = c.is_f32 ? dev_get(out, (size_t)T * N * 4) : get_bf16s(out, (size_t)T * N);
+            /* expf here and __expf there may round a gate the other way. */
+            check_product(&p, y, c.is_f32 ? 1e-5 : 4e-3, c.is_f32 ? 1e-4 : 0x1p-7, what);
+            all = got;
+            free(y);
+            continue;
+        }
+        assert_memory_equal(got, all, t * row_bytes);
+        for (size_t i = t * row_bytes; i < T * row_bytes; i++)
+            if (got[i] != 0xff)
+                fail_msg("%s: row %zu of %u was written", what, i / row_bytes, t);
+        free(got);
+    }
+    for (uint32_t t = 0; t < T; t++) { /* every row alone */
+        args.x = (const uint16_t *)x_device + (size_t)t * width;
+        args.n_tokens = 1;
+        launched_ok(ll_cuda_skinny(&args, 0), what);
+        unsigned char *got = dev_get(out, row_bytes);
+        assert_memory_equal(got, all + t * row_bytes, row_bytes);
+        free(got);
+    }
+    args.x = x_device;
+    args.n_tokens = T;
+    for (int i = 0; i < (is_quick() ? 3 : 100); i++) {
+        dev_poison(out, T * row_bytes);
+        launched_ok(ll_cuda_skinny(&args, 0), what);
+        unsigned char *got = dev_get(out, T * row_bytes);
+        assert_memory_equal(got, all, T * row_bytes);
+        free(got);
+    }
+    uint32_t *left = dev_get(arrived, (N / 64 + 1) * 4); /* ready for the next call */
+    for (uint32_t i = 0; i < N / 64 + 1; i++)
+        assert_int_equal(left[i], 0);
+    free(left);
+    free(all);
+    free(x);
+    free(w8);
+    free(w16);
+    free(w_wide);
+    free(x_wide);
+    free(sw);
+    dev_end();
+}
+
+static void check_skinny_shapes(bool is_fp8, bool is_gated, bool is_f32)
+{
+    static const uint32_t shapes[][2] = {{16, 128},   {48, 384},   {64, 1024}, {80, 1152},
+                                         {1040, 640}, {528, 4096}, {96, 8320}, {4096, 14336}};
+
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]) - (is_quick() ? 3 : 0); i++)
+        check_skinny((struct skinny_case){shapes[i][0], shapes[i][1], is_fp8, is_gated, is_f32});
+}
+
+static void our_e4m3_product_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_skinny_shapes(true, false, false);
+}
+
+static void our_gated_product_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_skinny_shapes(true, true, false);
+    check_skinny_shapes(false, true, false);
+}
+
+static void our_bf16_product_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_skinny_shapes(false, false, false);
+    check_skinny_shapes(false, false, true);
+}
+
+static void shapes_that_do_not_fit_are_refused(void **state)
+{
+    const struct ll_skinny_args bad[] = {{.n_tokens = 9, .n = 64, .k = 128, .is_fp8 = true},
+                                         {.n_tokens = 1, .n = 72, .k = 128, .is_fp8 = true},
+                                         {.n_tokens = 1, .n = 64, .k = 192, .is_fp8 = true}};
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        assert_false(ll_cuda_skinny_fits(&bad[i]));
+        assert_int_equal(ll_cuda_skinny(&bad[i], 0), -EINVAL);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(bf16_products_are_within_4e_3_of_double),
+        cmocka_unit_test(e4m3_products_with_vectors_of_scales_are_within_4e_3_of_double),
+        cmocka_unit_test(e4m3_products_without_vectors_give_the_same),
+        cmocka_unit_test(widened_e4m3_weights_give_the_same_whole_and_in_pieces),
+        cmocka_unit_test(measuring_plans_changes_no_result),
+        cmocka_unit_test(our_e4m3_product_is_right_and_each_row_alone),
+        cmocka_unit_test(our_gated_product_is_right_and_each_row_alone),
+        cmocka_unit_test(our_bf16_product_is_right_and_each_row_alone),
+        cmocka_unit_test(shapes_that_do_not_fit_are_refused),
+    };
+    struct ll_text error = {""};
+    int rc = cuda_tests_begin();
+
+    if (rc != 0)
+        return rc;
+    level = ll_cuda_level();
+    if (ll_gemm_open(&gemm, &error) < 0) {
+        printf("cuBLASLt: %s\n", error.s);
+        return 1;
+    }
+    rc = cmocka_run_group_tests_name("kernels/cuda products", tests, NULL, NULL);
+    ll_gemm_close(&gemm);
+    return rc;
+}
