@@ -81,6 +81,8 @@ static void *map_staging(size_t size_bytes, int numa_node)
             return NULL;
         madvise(base, size_bytes, MADV_HUGEPAGE);
     }
+    madvise(base, size_bytes,
+            MADV_DONTFORK); /* the child that makes the tokenizer needs none of it */
     if (numa_node >= 0 && numa_node < 64) {
         unsigned long mask = 1ul << numa_node;
         mbind(base, size_bytes, MPOL_PREFERRED, &mask, 8 * sizeof(mask) + 1, 0); /* a wish */
@@ -459,4 +461,16 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
     free(load->buffer);
     free(load);
     return rc;
+}
+
+uint64_t ll_loader_bytes(const struct ll_checkpoint *checkpoint, bool quantize_fp8)
+{
+    uint64_t total = 0;
+
+    for (uint32_t i = 0; i < checkpoint->n_tensors; i++) {
+        const struct ll_tensor *t = &checkpoint->tensor[i].tensor;
+        total += quantize_fp8 && ll_load_is_quantised(t) ? (uint64_t)t->rows * (t->cols + 2u)
+                                                         : t->size_bytes;
+    }
+    return total;
 }

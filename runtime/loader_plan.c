@@ -118,7 +118,7 @@ static int plan_quantised(struct ll_load_plan *plan, const struct ll_backend *ba
     return add_piece(plan, tensor, &(struct ll_span){.size_bytes = from->size_bytes}, q);
 }
 
-static bool is_to_quantise(const struct ll_tensor *tensor)
+bool ll_load_is_quantised(const struct ll_tensor *tensor)
 {
     return tensor->part == LL_PART_WEIGHT && ll_tensor_is_linear(tensor->role) &&
            tensor->dtype != LL_DTYPE_E4M3;
@@ -240,7 +240,7 @@ int ll_load_plan_make(struct ll_load_plan *plan, const struct ll_backend *backen
         return no_memory();
     for (uint32_t i = 0; i < checkpoint->n_tensors && rc == 0; i++) {
         const struct ll_checkpoint_tensor *tensor = &checkpoint->tensor[i];
-        rc = quantize_fp8 && is_to_quantise(&tensor->tensor)
+        rc = quantize_fp8 && ll_load_is_quantised(&tensor->tensor)
                  ? plan_quantised(plan, backend, device, tensor)
                  : plan_plain(plan, backend, device, tensor);
     }

@@ -43,6 +43,8 @@ struct ll_load_plan {
 int ll_load_plan_make(struct ll_load_plan *plan, const struct ll_backend *backend,
                       struct ll_device *device, const struct ll_checkpoint *checkpoint,
                       bool quantize_fp8, size_t buffer_bytes);
+/* Does --quantization fp8 change this tensor? */
+bool ll_load_is_quantised(const struct ll_tensor *tensor);
 void ll_load_plan_free(struct ll_load_plan *plan);
 
 #endif

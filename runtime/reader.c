@@ -106,6 +106,19 @@ int ll_reader_check(const struct ll_reader *reader)
     return 0;
 }
 
+/* O_NONBLOCK, so that something else under the file's name cannot hold us up; then without it,
+ * since io_uring would give EAGAIN instead of waiting for the disk. */
+static int open_file(const char *path, int flags)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | flags);
+
+    if (fd >= 0 && fcntl(fd, F_SETFL, O_RDONLY | flags) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
 /* Share of a file's sampled places that lie in the page cache. */
 static double cached_share(int fd, uint64_t size_bytes)
 {
@@ -146,9 +159,7 @@ static void try_direct(struct ll_reader *reader, uint32_t i)
 {
     struct file *file = &reader->file[i];
     uint32_t align = direct_align(file->fd);
-    int fd = align == 0 ? -1
-                        : open(reader->options.files[i].path,
-                               O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
+    int fd = align == 0 ? -1 : open_file(reader->options.files[i].path, O_DIRECT);
 
     if (fd < 0)
         return;
@@ -173,7 +184,7 @@ static int open_files(struct ll_reader *reader, bool *is_mostly_cached)
         reader->file[i].fd = -1;
     for (uint32_t i = 0; i < o->n_files; i++) {
         struct file *file = &reader->file[i];
-        file->fd = open(o->files[i].path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        file->fd = open_file(o->files[i].path, 0);
         if (file->fd < 0)
             return LL_ERRNO("%s", name_of(reader, i));
         int rc = check_file(reader, i);

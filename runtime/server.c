@@ -184,10 +184,11 @@ static int load_weights(struct server *server)
     struct ll_setup *setup = &server->setup;
     struct ll_progress progress;
     struct ll_text error = {""};
+    const bool is_loaded = setup->has_checkpoint && !setup->options.has_dummy_weights;
     uint64_t start_ns = ll_now_ns();
     int rc;
 
-    if (!setup->has_checkpoint || setup->options.has_dummy_weights) {
+    if (!is_loaded) {
         rc = setup->backend->seal(setup->device, 0, &error);
         if (rc < 0)
             return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
@@ -209,9 +210,9 @@ static int load_weights(struct server *server)
                 setup->quantize_fp8 ? "; linear layers are FP8 now" : "");
     }
     struct ll_stats *stats = &((struct ll_stat_region *)server->stat.base)->v;
-    ll_stat_set(&stats->weights_bytes, setup->caps.weights_bytes != 0
-                                           ? setup->caps.weights_bytes
-                                           : setup->checkpoint.weights_bytes);
+    ll_stat_set(&stats->weights_bytes,
+                is_loaded ? ll_loader_bytes(&setup->checkpoint, setup->quantize_fp8)
+                          : setup->caps.weights_bytes);
     ll_stat_set(&stats->load_ns, ll_now_ns() - start_ns);
     return is_stop_asked() ? -ECANCELED : 0;
 }

@@ -29,13 +29,15 @@ struct fp8_form {
     const char *one_shape;  /* shape of one number: "[]", "[1]" */
     bool has_flat_channels; /* [n], not [n, 1] */
     bool has_input_scales;
+    bool has_head_scales;          /* those of the cache: [kv heads, 1, 1] */
     const char *k_scale, *v_scale; /* behind "model.layers.N."; NULL: none */
     bool (*is_fp8)(enum ll_tensor_role role, uint32_t layer); /* NULL: every linear */
     enum fp8_kind (*kind_of)(enum ll_tensor_role role);       /* NULL: kind */
 };
 
-/* Scales of the cache that forms with such write for keys and values. */
-static float fp8_kv_scale[2] = {0.02f, 1.02f};
+/* Scales of the cache that forms with such write for keys and values, by head; one for all heads
+ * where a form does not say has_head_scales. */
+static float fp8_kv_scale[2][16] = {{0.02f, 0.02f}, {1.02f, 1.02f}};
 
 struct fp8_demo { /* the demo model in float, by slot: role and layer */
     struct ll_model_shape shape;
@@ -182,6 +184,24 @@ static inline void fp8_put_one(struct fp8_writer *w, const char *name, const str
             ll_dtype_bytes(form->scale_dtype));
 }
 
+static inline void fp8_put_kv_scale(struct fp8_writer *w, const char *name,
+                                    const struct fp8_form *form, const float *scale,
+                                    uint32_t n_heads)
+{
+    const uint32_t size = ll_dtype_bytes(form->scale_dtype);
+    uint8_t bytes[16 * 4];
+    char shape[32];
+
+    if (!form->has_head_scales) {
+        fp8_put_one(w, name, form, scale[0]);
+        return;
+    }
+    for (uint32_t h = 0; h < n_heads; h++)
+        fp8_store(bytes + h * size, scale[h], form->scale_dtype);
+    snprintf(shape, sizeof(shape), "[%u,1,1]", n_heads);
+    fp8_put(w, name, fp8_dtype_name(form->scale_dtype), shape, bytes, n_heads * size);
+}
+
 /* Codes and scales of one linear; what they stand for goes to made. */
 static inline void fp8_put_linear(struct fp8_writer *w, struct fp8_made *made,
                                   const struct fp8_demo *demo, const struct fp8_form *form,
@@ -322,7 +342,7 @@ static inline void fp8_make(struct fp8_made *made, const struct fp8_demo *demo,
         for (int i = 0; i < 2; i++)
             if (kv[i] != NULL) {
                 snprintf(name, sizeof(name), "model.layers.%u.%s", layer, kv[i]);
-                fp8_put_one(&w, name, form, fp8_kv_scale[i]);
+                fp8_put_kv_scale(&w, name, form, fp8_kv_scale[i], demo->shape.n_kv_heads);
             }
     }
     w.end += sprintf(w.end, "}");

@@ -87,19 +87,22 @@ static inline void reference_attend(double *out, const double *q, const double *
     free(p);
 }
 
-/* What an e4m3 cache gives back; scale 0: as it is. */
-static inline void reference_store(double *x, uint32_t n, double scale)
+/* What an e4m3 cache gives back, with a scale for each head of D numbers; NULL: as it is. */
+static inline void reference_store(double *x, uint32_t n, uint32_t head_dim, const float *scale)
 {
-    for (uint32_t i = 0; i < n && scale > 0; i++)
-        x[i] = (double)ll_f32_from_e4m3(ll_e4m3_from_f32((float)(x[i] / scale))) * scale;
+    for (uint32_t i = 0; i < n && scale != NULL; i++) {
+        const double by = (double)scale[i / head_dim];
+        x[i] = (double)ll_f32_from_e4m3(ll_e4m3_from_f32((float)(x[i] / by))) * by;
+    }
 }
 
-/* Log probabilities [n][V] after each of n ids. kv_scale: of keys and values, 0 without. w: by role
+/* Log probabilities [n][V] after each of n ids. kv_scale: of keys and of values, by
+ * head; NULL: no e4m3 cache. w: by role
  * and layer; a tied head is the embedding.
  */
 static inline void reference_run(double *logprobs, const struct ll_model_shape *s,
                                  double *const w[LL_TENSOR_ROLES][16], const uint32_t *ids,
-                                 uint32_t n, const double kv_scale[2])
+                                 uint32_t n, const float *const kv_scale[2])
 {
     const uint32_t e = s->n_embd, q = s->n_heads * s->head_dim, kv = s->n_kv_heads * s->head_dim,
                    f = s->n_ff;
@@ -120,8 +123,8 @@ static inline void reference_run(double *logprobs, const struct ll_model_shape *
             reference_product(values + t * kv, w[LL_TENSOR_V][l], y, kv, e);
             reference_rope(query, s, s->n_heads, t);
             reference_rope(keys + t * kv, s, s->n_kv_heads, t);
-            reference_store(keys + t * kv, kv, kv_scale[0]);
-            reference_store(values + t * kv, kv, kv_scale[1]);
+            reference_store(keys + t * kv, kv, s->head_dim, kv_scale[0]);
+            reference_store(values + t * kv, kv, s->head_dim, kv_scale[1]);
             reference_attend(a, query, keys, values, s, t);
             reference_product(y, w[LL_TENSOR_O][l], a, e, q);
             for (uint32_t i = 0; i < e; i++)

@@ -216,7 +216,7 @@ static double worst_difference(struct ll_device *device, const double *want, con
     return worst;
 }
 
-static const double no_scale[2];
+static const float *const no_scale[2];
 
 static const uint32_t ids[N_PROMPT] = {4096, 72, 309, 11, 900, 41, 7, 2222, 1500, 64, 3, 1024};
 
@@ -300,18 +300,23 @@ static void every_form_computes_what_its_numbers_mean(void **state)
  * saturates, and nothing else gives the same. */
 static void an_fp8_cache_uses_the_stored_scales(void **state)
 {
-    static const int with_scales[] = {STATIC, MODELOPT, AUTOFP8};
-    const float kept[2] = {fp8_kv_scale[0], fp8_kv_scale[1]};
+    static const int with_scales[] = {STATIC, MODELOPT, AUTOFP8, STATIC};
+    float kept[2][16];
     double *want = malloc((size_t)N_PROMPT * demo.shape.n_vocab * sizeof(*want));
     struct ll_checkpoint *checkpoint = calloc(1, sizeof(*checkpoint));
 
     (void)state;
-    fp8_kv_scale[0] = 0x1p-9f; /* 0.875 at most */
-    fp8_kv_scale[1] = 0x1p-13f;
+    memcpy(kept, fp8_kv_scale, sizeof(kept));
     for (size_t i = 0; i < LL_COUNT(with_scales); i++) {
-        const struct fp8_form *form = &forms[with_scales[i]];
-        const double scale[2] = {(double)fp8_kv_scale[0],
-                                 (double)fp8_kv_scale[form->v_scale != NULL]};
+        struct fp8_form head_form = forms[STATIC];
+        head_form.has_head_scales = true; /* the last turn: each KV head has its own */
+        const bool is_by_head = i == LL_COUNT(with_scales) - 1;
+        const struct fp8_form *form = is_by_head ? &head_form : &forms[with_scales[i]];
+        for (int h = 0; h < 16; h++) {
+            fp8_kv_scale[0][h] = is_by_head && h == 1 ? 0x1p-7f : 0x1p-9f; /* 0.875 at most */
+            fp8_kv_scale[1][h] = is_by_head && h == 1 ? 0x1p-12f : 0x1p-13f;
+        }
+        const float *const scale[2] = {fp8_kv_scale[0], fp8_kv_scale[form->v_scale != NULL]};
         struct fp8_made made;
         fp8_make(&made, &demo, form, &right);
         assert_int_equal(ll_checkpoint_open(checkpoint, made.directory), 0);
