@@ -327,20 +327,19 @@ static void finish(struct ll_control *control, int result)
  * are woken later, and the loop is there for the others. */
 static void wake(struct ll_control *control, struct ll_attachment *attachment)
 {
-    const struct ll_debt_clock clock = {0};
     struct ll_debt *debt = &attachment->domain->control_debt;
     struct ll_place *place = &control->place[attachment->id];
 
-    if (ll_debt_is_due(debt, &clock)) {
+    if (ll_debt_is_due(debt, &ll_control_clock)) {
         control->n_wakes_due += !place->is_wake_due;
         place->is_wake_due = true;
         return;
     }
     control->n_wakes_due -= place->is_wake_due;
     place->is_wake_due = false;
-    struct ll_debt_call call = ll_debt_begin(debt, &clock);
+    struct ll_debt_call call = ll_debt_begin(debt, &ll_control_clock);
     ll_wait_wake(attachment->wake_fd);
-    ll_debt_end(debt, &clock, &call);
+    ll_debt_end(debt, &ll_control_clock, &call);
 }
 
 static void wake_late(struct ll_control *control)
@@ -365,8 +364,11 @@ static void fence(struct ll_control *control, struct ll_attachment *attachment, 
                           memory_order_release);
     snprintf(text, sizeof(text), "the runtime fenced this client: %s", ll_error_name(code));
     struct ll_connection *connection = &control->connection[place->connection];
+    struct ll_debt *debt = &attachment->domain->control_debt;
+    struct ll_debt_call call = ll_debt_begin(debt, &ll_control_clock);
     ll_control_refuse(connection->fd, LL_MSG_KICK, code, text);
     ll_wait_wake(attachment->wake_fd);
+    ll_debt_end(debt, &ll_control_clock, &call);
     ll_control_close(control, connection, true);
 }
 

@@ -231,8 +231,12 @@ void ll_control_close(struct ll_control *control, struct ll_connection *connecti
 
     LL_ASSERT(connection->stage != LL_STAGE_FREE);
     /* By name: a closed descriptor stays in the set while a forked child holds a copy of it. */
+    struct ll_debt none = {0},
+                   *debt = attachment != NULL ? &attachment->domain->control_debt : &none;
+    struct ll_debt_call call = ll_debt_begin(debt, &ll_control_clock);
     epoll_ctl(control->epoll_fd, EPOLL_CTL_DEL, connection->fd, NULL);
-    close(connection->fd);
+    close(connection->fd); /* wakes whoever watches the other end */
+    ll_debt_end(debt, &ll_control_clock, &call);
     if (connection->pid_fd >= 0) {
         epoll_ctl(control->epoll_fd, EPOLL_CTL_DEL, connection->pid_fd, NULL);
         close(connection->pid_fd);

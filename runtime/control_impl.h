@@ -85,6 +85,9 @@ enum ll_control_kind {
 int ll_control_epoll_add(struct ll_control *control, int fd, uint32_t events,
                          enum ll_control_kind kind, uint32_t gen, uint32_t index);
 
+/* The system's: what clients make this thread's calls cost is counted by it. */
+static const struct ll_debt_clock ll_control_clock = {.now = NULL, .spent = NULL};
+
 /* control_socket.c */
 int ll_control_lock(struct ll_control *control);
 int ll_control_bind(struct ll_control *control);

@@ -80,8 +80,7 @@ static void make_layout(struct ll_layout *out, const struct ll_control *control,
 
 /* By uid, also where each client is a domain of its own: a user who may attach often must not get
  * by that what one client is refused. */
-static int check_quota(const struct ll_control *control, uid_t uid, const struct wish *wish,
-                       uint32_t *id)
+static int check_quota(struct ll_control *control, uid_t uid, const struct wish *wish, uint32_t *id)
 {
     const struct ll_control_options *options = &control->options;
     uint32_t n_used = 0, n_of_uid = 0, n_slots_of_uid = 0;
@@ -98,6 +97,13 @@ static int check_quota(const struct ll_control *control, uid_t uid, const struct
             arena_of_uid += place->attachment.arena_bytes;
         }
     }
+    for (uint32_t i = 0; i < control->n_places; i++)
+        if (control->domain[i].uid == uid &&
+            ll_debt_is_due(&control->domain[i].control_debt, &ll_control_clock))
+            return LL_ERR(LL_E_QUOTA,
+                          "user %u makes waking and detaching its clients slow: watch their "
+                          "descriptors fewer times, and try again in a while",
+                          uid);
     if (n_used == control->n_places)
         return LL_ERR(LL_E_QUOTA,
                       "all %u attachments of the runtime are in use: close some clients",
