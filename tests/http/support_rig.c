@@ -29,7 +29,8 @@ int http_rig_open(struct http_rig *rig)
     rig->server.loop = &rig->loop;
     rig->server.is_loopback = true;
     rig->loop.server = &rig->server;
-    rig->loop.link = link_open(&rig->server, &code);
+    server_name_runtimes(&rig->server);
+    rig->loop.link = rig->loop.at[0].link = link_open(&rig->server, &rig->server.runtime[0], &code);
     rig->loop.base = event_base_new();
     return rig->loop.link != NULL && rig->loop.base != NULL ? 0 : -1;
 }

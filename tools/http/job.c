@@ -3,6 +3,8 @@
 #include "tools/http/job.h"
 
 #include "base/bits.h"
+#include "base/err.h"
+#include "tools/http/balance.h"
 #include "tools/http/salt.h"
 
 #include <sys/random.h>
@@ -38,7 +40,7 @@ void job_free_when_over(struct job *job)
     job_free(job);
 }
 
-static int submit_part(struct job *job, struct part *part)
+static int submit_to(struct link *link, struct job *job, struct part *part)
 {
     const struct params *params = &job->params;
     struct ll_request request = LL_REQUEST_INIT;
@@ -75,20 +77,46 @@ static int submit_part(struct job *job, struct part *part)
         request.flags |= LL_REQUEST_IGNORE_EOS;
     if (part->prompt_logprob != NULL)
         request.flags |= LL_REQUEST_PROMPT_LOGPROBS;
-    return ll_client_submit(job->loop->link->client, &request, &part->id);
+    return ll_client_submit(link->client, &request, &part->id);
+}
+
+/* To the runtime of balance.h's choice; when that one cannot take it, to the next. */
+static int submit_part(struct job *job, struct part *part)
+{
+    struct loop *loop = job->loop;
+    uint32_t tried = 0;
+    int rc = 0;
+
+    for (;;) {
+        struct link *link = balance_pick(loop, job, &part->prompt, tried);
+        if (link == NULL)
+            return rc < 0 ? rc : LL_ERR(LL_E_RUNTIME_LOST, "no runtime is there: try again");
+        rc = submit_to(link, job, part);
+        if (rc == 0) {
+            part->link = link;
+            balance_began(link);
+            return 0;
+        }
+        bool may_try_next = rc == LL_E_AGAIN || rc == LL_E_RUNTIME_LOST || rc == LL_E_TIMEOUT ||
+                            rc == LL_E_DRAINING || rc == LL_E_PROTOCOL;
+        if (!may_try_next)
+            return rc;
+        tried |= 1u << (link->runtime - loop->server->runtime);
+    }
 }
 
 /* Nobody waits for what is still under way. */
 static void cancel(struct job *job)
 {
-    if (job->is_cancelled || job->loop->link != job->link)
+    if (job->is_cancelled)
         return;
     job->is_cancelled = true;
     for (uint32_t i = 0; i < job->n_submitted; i++) {
         if (job->part[i].has_ended)
             continue;
-        ll_client_hold(job->link->client, job->part[i].id, 0); /* its end must come through */
-        ll_client_cancel(job->link->client, job->part[i].id);
+        const struct part *part = &job->part[i];
+        ll_client_hold(part->link->client, part->id, 0); /* its end must come through */
+        ll_client_cancel(part->link->client, part->id);
     }
 }
 
@@ -144,7 +172,7 @@ static void submit(struct job *job)
                      is_full ? "as many requests as this server takes are under way: try again "
                                "in a second"
                              : ll_error_text(),
-                     NULL, is_full || rc == LL_E_BUSY ? 1000 : 0);
+                     NULL, is_full || ll_error_http_status(rc) == 503 ? 1000 : 0);
             return;
         }
         job->n_submitted++;
@@ -162,11 +190,7 @@ void job_start(struct job *job, struct loop *loop, struct conn *conn)
     if (loop->jobs != NULL)
         loop->jobs->prev = job;
     loop->jobs = job;
-    if (loop->link == NULL || loop->link != job->link)
-        job_fail(job, 503, "the runtime went away while the request was being read: try again",
-                 NULL, 1000);
-    else
-        submit(job);
+    submit(job);
     job_free_when_over(job);
 }
 
@@ -179,7 +203,7 @@ void jobs_resume(struct loop *loop)
         struct job *job = list;
         list = job->next_waiting;
         job->is_waiting = false;
-        if (job->conn != NULL && loop->link == job->link)
+        if (job->conn != NULL)
             submit(job);
         job_free_when_over(job);
     }
@@ -209,12 +233,12 @@ void job_abandon(struct job *job)
 
 static void hold(struct job *job, bool is_held)
 {
-    if (job->is_held == is_held || job->loop->link != job->link)
+    if (job->is_held == is_held)
         return;
     job->is_held = is_held;
     for (uint32_t i = 0; i < job->n_submitted; i++)
         if (!job->part[i].has_ended)
-            ll_client_hold(job->link->client, job->part[i].id, is_held);
+            ll_client_hold(job->part[i].link->client, job->part[i].id, is_held);
 }
 
 void job_flush(struct job *job)

@@ -54,7 +54,8 @@ struct choice {
 struct part {
     struct job *job;
     struct prompt prompt;
-    uint64_t id; /* of the request; 0: not submitted */
+    uint64_t id;       /* of the request; 0: not submitted */
+    struct link *link; /* it was submitted to; ours until has_ended (loop.c's detach()) */
     bool has_ended;
     struct choice *choice;          /* [params.n] */
     float *prompt_logprob;          /* [prompt.n]; NaN where unknown */
@@ -68,7 +69,7 @@ struct job {
     struct job *next, *prev, *next_waiting;
     bool is_waiting;
     struct conn *conn; /* NULL: the client left, or has its answer */
-    struct link *link;
+    struct link *link; /* it was read with; its requests may go over others */
     enum api api;
     const struct reply_words *words; /* of that API */
     json_t *root;
@@ -110,7 +111,8 @@ void job_fail(struct job *job, int status, const char *message, const char *para
 void job_free_when_over(struct job *job);
 /* Submits more of the jobs that wait for slots. */
 void jobs_resume(struct loop *loop);
-/* Every job of a link that is lost has had its errors; this ends those never submitted. */
+/* The last runtime is lost and every request has had its error; this ends what was never submitted.
+ */
 void jobs_fail_waiting(struct loop *loop, int code, const char *text);
 
 /* reply_chat.c and reply_completion.c: the words of the two APIs. */

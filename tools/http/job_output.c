@@ -5,6 +5,7 @@
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/err.h"
+#include "tools/http/balance.h"
 
 #include <stdlib.h>
 
@@ -31,7 +32,7 @@ static int take_text(struct part *part, struct choice *choice, const char *text,
         buffer_put(&choice->text, params->stop[hit], params->n_stop_bytes[hit]);
     choice->finish = "stop";
     choice->stop_string = hit;
-    return ll_client_stop(part->job->link->client, part->id, (uint32_t)(choice - part->choice));
+    return ll_client_stop(part->link->client, part->id, (uint32_t)(choice - part->choice));
 }
 
 /* Is a piece of the answer told of when it is there? */
@@ -341,6 +342,7 @@ void job_output(const struct ll_output *output)
 
     if (output->type == LL_OUTPUT_FINISH || output->type == LL_OUTPUT_ERROR) {
         part->has_ended = true;
+        balance_ended(part->link);
         job->n_ended++;
     }
     if (job->conn != NULL && !job->has_failed) {

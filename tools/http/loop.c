@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/log.h"
+#include "tools/http/balance.h"
 #include "tools/http/loop.h"
 #include "tools/http/metrics.h"
 
@@ -23,138 +24,12 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define OUTPUTS_A_POLL 128
-#define POLLS_A_TURN   8 /* then the sockets have their turn */
 #define ACCEPTS_A_TURN 64
 #define TICK_MS        200 /* deadlines; health; another try to attach */
 #define LOG_NS         (10 * LL_NS_PER_S)
-#define ARENA_BYTES    (16u << 20)
 #define SOCKET_BYTES                                                                               \
     (128 << 10) /* else the kernel keeps megabytes for a reader that takes none                    \
                  */
-
-/* ---- the attachment ---------------------------------------------------------------------------*/
-
-struct link *link_open(const struct server *server, int *code)
-{
-    const struct ll_client_options options = {.struct_bytes = sizeof(options),
-                                              .n_slots = server->options.n_slots,
-                                              .arena_bytes = ARENA_BYTES,
-                                              .socket = server->options.socket,
-                                              .name = "llring-http"};
-    struct link *link = calloc(1, sizeof(*link));
-    int rc;
-
-    if (link == NULL) {
-        *code = LL_ERR(-ENOMEM, "no memory for an attachment");
-        return NULL;
-    }
-    atomic_init(&link->n_refs, 1);
-    link->info.struct_bytes = sizeof(link->info);
-    rc = ll_client_open(&link->client, &options);
-    if (rc == 0)
-        rc = ll_client_info(link->client, &link->info);
-    if (rc == 0 && link->info.tokenizer != NULL)
-        rc = ll_tokenizer_from_image(&link->tokenizer, link->info.tokenizer,
-                                     link->info.tokenizer_bytes);
-    if (rc < 0) {
-        *code = rc;
-        ll_client_close(link->client);
-        free(link);
-        return NULL;
-    }
-    link->chat_format = ll_chat_format_find(link->info.chat_format);
-    return link;
-}
-
-struct link *link_hold(struct link *link)
-{
-    /* Relaxed: whoever holds one reference may make another. */
-    atomic_fetch_add_explicit(&link->n_refs, 1, memory_order_relaxed);
-    return link;
-}
-
-void link_release(struct link *link)
-{
-    /* Acquire and release, pairs with itself in other threads: the last one to let go sees all that
-     * the others did with the link. */
-    if (atomic_fetch_sub_explicit(&link->n_refs, 1, memory_order_acq_rel) != 1)
-        return;
-    ll_tokenizer_free(link->tokenizer);
-    ll_client_close(link->client);
-    free(link);
-}
-
-static void say_down(struct loop *loop, int code, const char *text)
-{
-    loop->link_code = code;
-    snprintf(loop->link_text, sizeof(loop->link_text), "%s", text);
-}
-
-static void on_runtime(evutil_socket_t fd, short what, void *context)
-{
-    (void)fd, (void)what, (void)context; /* the turn polls */
-}
-
-static void attach(struct loop *loop)
-{
-    struct server *server = loop->server;
-    int code = 0;
-
-    loop->link = link_open(server, &code);
-    if (loop->link == NULL) {
-        if (loop->link_code != code && loop->index == 0)
-            ll_info("waiting for the runtime: %s", ll_error_text());
-        say_down(loop, code, ll_error_text());
-        return;
-    }
-    loop->link_code = 0;
-    bool is_again = loop->was_attached;
-    loop->was_attached = true;
-    event_assign(&loop->runtime, loop->base, ll_client_fd(loop->link->client), EV_READ | EV_PERSIST,
-                 on_runtime, loop);
-    event_add(&loop->runtime, NULL);
-    /* Relaxed: only decides who greets. */
-    if (!atomic_exchange_explicit(&server->has_said_hello, true, memory_order_relaxed))
-        server_say_hello(server, loop->link);
-    else if (loop->index == 0 && is_again)
-        ll_info("attached to the runtime again: model %s", loop->link->info.model);
-}
-
-/* The attachment is over; its requests have had their errors. */
-static void detach(struct loop *loop, int code)
-{
-    struct link *link = loop->link;
-    char text[256];
-
-    snprintf(text, sizeof(text), "%s", ll_error_text());
-    if (loop->index == 0)
-        ll_warn("the runtime is lost: %s", text);
-    event_del(&loop->runtime);
-    say_down(loop, code, text);
-    loop->link = NULL;
-    jobs_fail_waiting(loop, code, text);
-    link_release(link);
-}
-
-/* Takes what the runtime wrote; true when there may be more. */
-static bool take_outputs(struct loop *loop)
-{
-    struct ll_output output[OUTPUTS_A_POLL];
-
-    for (int i = 0; i < POLLS_A_TURN; i++) {
-        int n = ll_client_poll(loop->link->client, output, OUTPUTS_A_POLL);
-        if (n < 0) {
-            detach(loop, n);
-            return false;
-        }
-        for (int k = 0; k < n; k++)
-            job_output(&output[k]);
-        if (n < OUTPUTS_A_POLL)
-            return false;
-    }
-    return true;
-}
 
 /* ---- turns ------------------------------------------------------------------------------------*/
 
@@ -252,8 +127,9 @@ static void on_tick(evutil_socket_t fd, short what, void *context)
     uint64_t now_ns = ll_now_ns();
 
     (void)fd, (void)what;
-    if (loop->link == NULL)
-        attach(loop);
+    attachments_try(loop, now_ns);
+    if (loop->index == 0)
+        balance_look(loop);
     if (loop->is_deaf)
         listen_again(loop);
     for (struct conn *conn = loop->conns; conn != NULL; conn = conn->next)
@@ -300,11 +176,7 @@ static void end(struct loop *loop)
             next = list->next;
             route_work_done(NULL, list);
         }
-    if (loop->link != NULL) {
-        event_del(&loop->runtime);
-        link_release(loop->link);
-        loop->link = NULL;
-    }
+    attachments_end(loop);
 }
 
 static void *loop_run(void *context)
@@ -313,24 +185,17 @@ static void *loop_run(void *context)
     struct server *server = loop->server;
     bool has_more = false;
 
-    attach(loop);
+    attachments_try(loop, ll_now_ns());
     for (;;) {
         /* Acquire, pairs with the release in server_stop(). */
         if (atomic_load_explicit(&server->is_draining, memory_order_acquire) && drain(loop))
             break;
-        int armed = 0;
-        if (loop->link != NULL && !has_more) {
-            armed = ll_client_arm(loop->link->client);
-            if (armed < 0)
-                say_down(loop, armed, ll_error_text());
-            else
-                loop->link_code = 0;
-        }
+        bool is_ready = has_more || attachments_arm(loop);
         /* EVLOOP_ONCE always: without it libevent goes round until nothing is ready, and what is
          * level-triggered and for the turn to take stays ready. */
-        event_base_loop(loop->base, EVLOOP_ONCE | (has_more || armed > 0 ? EVLOOP_NONBLOCK : 0));
+        event_base_loop(loop->base, EVLOOP_ONCE | (is_ready ? EVLOOP_NONBLOCK : 0));
         take_done_work(loop);
-        has_more = loop->link != NULL && take_outputs(loop);
+        has_more = attachments_poll(loop);
         if (loop->waiting != NULL && loop->link != NULL)
             jobs_resume(loop);
         settle_conns(loop);
@@ -347,7 +212,7 @@ int loop_start(struct loop *loop, int tcp_fd, int unix_fd)
     const int fds[2] = {tcp_fd, unix_fd};
 
     pthread_mutex_init(&loop->lock, NULL);
-    say_down(loop, LL_E_RUNTIME_LOST, "the runtime is not attached yet");
+    attachments_init(loop);
     loop->log_ns = ll_now_ns();
     loop->base = event_base_new();
     loop->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);

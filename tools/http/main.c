@@ -59,6 +59,12 @@ static const struct option server_options[] = {
      .argument = "PATH",
      .help = "the runtime's control socket; else $LLRING_SOCKET, else\n"
              "$XDG_RUNTIME_DIR/llring/llring.sock or /run/llring/llring.sock"},
+    {.name = "runtime",
+     .kind = OPTION_TEXTS,
+     AT(runtimes),
+     .argument = "PATH",
+     .help = "a runtime by its control socket; given several times, requests\n"
+             "go to the least loaded one, equal beginnings to the same"},
     {.name = "served-model-name",
      .kind = OPTION_TEXTS,
      AT(served_names),
@@ -182,6 +188,16 @@ static int check_options(struct server *server)
     }
     if (options->metrics_alias != NULL && strcmp(options->metrics_alias, "vllm") != 0)
         return options_usage_error("", "--metrics-alias knows \"vllm\" only");
+    if (options->runtimes.n + (options->socket != NULL) > SERVER_RUNTIMES_MAX)
+        return options_usage_error("", "there may be %d runtimes at most", SERVER_RUNTIMES_MAX);
+    for (uint32_t i = 0; i < options->runtimes.n; i++) {
+        const char *path = options->runtimes.text[i];
+        bool is_twice = options->socket != NULL && strcmp(path, options->socket) == 0;
+        for (uint32_t k = 0; k < i; k++)
+            is_twice = is_twice || strcmp(path, options->runtimes.text[k]) == 0;
+        if (is_twice)
+            return options_usage_error("", "the runtime %s is given twice", path);
+    }
     return take_keys(server);
 }
 

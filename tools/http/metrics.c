@@ -79,60 +79,175 @@ static const double lengths[] = {1,   2,    5,    10,   20,    50,    100,   200
     histogram(out, name, labels, server, offsetof(struct loop_figures, field), scale, bounds,      \
               sizeof(bounds) / sizeof(bounds[0]))
 
-/* ---- the runtime ------------------------------------------------------------------------------*/
+/* ---- runtimes ---------------------------------------------------------------------------------*/
 
-#define STATS_MAX 256
-static int read_stats(const struct loop *loop, struct ll_stat *stats)
+struct figures {
+    struct ll_stat stat[STATS_MAX];
+    int n; /* 0: not attached */
+};
+
+/* [server.n_runtimes], the caller's to free; NULL: no memory. */
+static struct figures *read_figures(const struct loop *loop)
 {
-    int n = loop->link != NULL ? ll_client_stats(loop->link->client, stats, STATS_MAX) : 0;
+    uint32_t n = loop->server->n_runtimes;
+    struct figures *figures = calloc(n, sizeof(*figures));
 
-    return n > STATS_MAX ? STATS_MAX : n;
-}
-
-static uint64_t stat_value(const struct ll_stat *stats, int n, const char *name)
-{
-    for (int i = 0; i < n; i++)
-        if (strcmp(stats[i].name, name) == 0)
-            return stats[i].value;
-    return 0;
-}
-
-static void write_runtime(struct buffer *out, const struct ll_stat *stats, int n)
-{
-    static const char *const gauges[] = {"_running", "_waiting", "_attached", "_total",
-                                         "_free",    "_cached",  "_reserved", "weights_bytes",
-                                         "load_ns",  "ready_ns"};
-
-    for (int i = 0; i < n; i++) {
-        const struct ll_stat *stat = &stats[i];
-        size_t n_name = strlen(stat->name);
-        bool is_gauge = strncmp(stat->name, "gpu_", 4) == 0;
-        if (stat->is_histogram) {
-            buffer_printf(out,
-                          "# TYPE ll_%s summary\nll_%s{quantile=\"0.5\"} %llu\n"
-                          "ll_%s{quantile=\"0.9\"} %llu\nll_%s{quantile=\"0.99\"} %llu\n"
-                          "ll_%s_count %llu\n",
-                          stat->name, stat->name, (unsigned long long)stat->p50, stat->name,
-                          (unsigned long long)stat->p90, stat->name, (unsigned long long)stat->p99,
-                          stat->name, (unsigned long long)stat->value);
-            continue;
-        }
-        for (size_t k = 0; k < sizeof(gauges) / sizeof(gauges[0]); k++) {
-            size_t n_end = strlen(gauges[k]);
-            is_gauge = is_gauge ||
-                       (n_name >= n_end && strcmp(stat->name + n_name - n_end, gauges[k]) == 0);
-        }
-        is_gauge = is_gauge && strcmp(stat->name, "prompt_tokens_cached") != 0;
-        buffer_printf(out, "# TYPE ll_%s%s %s\nll_%s%s %llu\n", stat->name,
-                      is_gauge ? "" : "_total", is_gauge ? "gauge" : "counter", stat->name,
-                      is_gauge ? "" : "_total", (unsigned long long)stat->value);
+    for (uint32_t r = 0; figures != NULL && r < n; r++) {
+        struct link *link = loop->at[r].link;
+        if (link != NULL)
+            figures[r].n = ll_client_stats(link->client, figures[r].stat, STATS_MAX);
+        if (figures[r].n > STATS_MAX)
+            figures[r].n = STATS_MAX;
     }
+    return figures;
+}
+
+static const struct ll_stat *find_stat(const struct figures *figures, const char *name)
+{
+    for (int i = 0; i < figures->n; i++)
+        if (strcmp(figures->stat[i].name, name) == 0)
+            return &figures->stat[i];
+    return NULL;
+}
+
+static uint64_t stat_value(const struct figures *figures, const char *name)
+{
+    const struct ll_stat *stat = find_stat(figures, name);
+
+    return stat != NULL ? stat->value : 0;
+}
+
+/* `runtime="..."` where there are several; else nothing. */
+static void put_label(struct buffer *out, const struct server *server, uint32_t r)
+{
+    if (server->n_runtimes < 2)
+        return;
+    buffer_text(out, "runtime=");
+    buffer_json_text(out, server->runtime[r].name);
+}
+
+static void put_sample(struct buffer *out, const struct server *server, uint32_t r,
+                       const char *name, const char *suffix, const char *label, uint64_t value)
+{
+    bool has_label = label[0] != '\0';
+
+    buffer_printf(out, "ll_%s%s", name, suffix);
+    if (has_label || server->n_runtimes > 1) {
+        buffer_text(out, "{");
+        put_label(out, server, r);
+        buffer_text(out, has_label && server->n_runtimes > 1 ? "," : "");
+        buffer_text(out, label);
+        buffer_text(out, "}");
+    }
+    buffer_printf(out, " %llu\n", (unsigned long long)value);
+}
+
+static bool is_gauge(const char *name)
+{
+    static const char *const ends[] = {"_running", "_waiting",     "_attached",     "_total",
+                                       "_free",    "_cached",      "_reserved",     "_recent",
+                                       "load_ns",  "_quarantined", "weights_bytes", "ready_ns"};
+    size_t n_name = strlen(name);
+
+    if (strcmp(name, "prompt_tokens_cached") == 0)
+        return false;
+    if (strncmp(name, "gpu_", 4) == 0) /* NVML's figures are states */
+        return true;
+    for (size_t k = 0; k < sizeof(ends) / sizeof(ends[0]); k++) {
+        size_t n_end = strlen(ends[k]);
+        if (n_name >= n_end && strcmp(name + n_name - n_end, ends[k]) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void put_stat(struct buffer *out, const struct server *server, uint32_t r,
+                     const struct ll_stat *stat)
+{
+    if (!stat->is_histogram) {
+        put_sample(out, server, r, stat->name, is_gauge(stat->name) ? "" : "_total", "",
+                   stat->value);
+        return;
+    }
+    put_sample(out, server, r, stat->name, "", "quantile=\"0.5\"", stat->p50);
+    put_sample(out, server, r, stat->name, "", "quantile=\"0.9\"", stat->p90);
+    put_sample(out, server, r, stat->name, "", "quantile=\"0.99\"", stat->p99);
+    put_sample(out, server, r, stat->name, "_count", "", stat->value);
+}
+
+/* Every figure once, with a sample for each runtime that tells it. */
+static void write_runtimes(struct buffer *out, const struct server *server,
+                           const struct figures *figures)
+{
+    const struct figures *first = figures;
+
+    while (first < figures + server->n_runtimes - 1 && first->n == 0)
+        first++;
+    for (int i = 0; i < first->n; i++) {
+        const struct ll_stat *stat = &first->stat[i];
+        buffer_printf(out, "# TYPE ll_%s%s %s\n", stat->name,
+                      stat->is_histogram || is_gauge(stat->name) ? "" : "_total",
+                      stat->is_histogram     ? "summary"
+                      : is_gauge(stat->name) ? "gauge"
+                                             : "counter");
+        for (uint32_t r = 0; r < server->n_runtimes; r++) {
+            const struct ll_stat *of = find_stat(&figures[r], stat->name);
+            if (of != NULL)
+                put_stat(out, server, r, of);
+        }
+    }
+}
+
+/* How each runtime stands with this proxy. */
+static void write_attachments(struct buffer *out, const struct loop *loop)
+{
+    const struct server *server = loop->server;
+
+    if (server->n_runtimes < 2)
+        return;
+    buffer_text(out, "# TYPE ll_http_runtime_up gauge\n");
+    for (uint32_t r = 0; r < server->n_runtimes; r++)
+        put_sample(out, server, r, "http_runtime_up", "", "",
+                   loop->at[r].link != NULL && loop->at[r].code == 0);
+    buffer_text(out, "# TYPE ll_http_runtime_requests gauge\n");
+    for (uint32_t r = 0; r < server->n_runtimes; r++)
+        put_sample(out, server, r, "http_runtime_requests", "", "",
+                   atomic_load_explicit(&server->runtime[r].n_open, memory_order_relaxed));
 }
 
 /* ---- vLLM's names -----------------------------------------------------------------------------*/
 
-static void write_alias(struct buffer *out, const struct loop *loop, const struct ll_stat *stats,
-                        int n)
+static const struct {
+    const char *name, *type, *stat; /* stat NULL: the share of the KV pages in use */
+} engine_figures[] = {
+    {"num_requests_running", "gauge", "requests_running"},
+    {"num_requests_waiting", "gauge", "requests_waiting"},
+    {"kv_cache_usage_perc", "gauge", NULL},
+    {"num_preemptions_total", "counter", "preemptions"},
+    {"prompt_tokens_total", "counter", "prompt_tokens"},
+    {"generation_tokens_total", "counter", "output_tokens"},
+    {"prefix_cache_queries_total", "counter", "prompt_tokens"},
+    {"prefix_cache_hits_total", "counter", "prompt_tokens_cached"},
+};
+
+/* What the runtime itself counts, an engine each. */
+static void write_engine(struct buffer *out, const char *labels, uint32_t r,
+                         const struct figures *figures, size_t i)
+{
+    double total = (double)stat_value(figures, "pages_total");
+    double unused =
+        (double)(stat_value(figures, "pages_free") + stat_value(figures, "pages_cached"));
+    const double used = total > 0 ? 1 - unused / total : 0;
+    double value =
+        engine_figures[i].stat != NULL ? (double)stat_value(figures, engine_figures[i].stat) : used;
+
+    if (r == 0)
+        buffer_printf(out, "# TYPE vllm:%s %s\n", engine_figures[i].name, engine_figures[i].type);
+    buffer_printf(out, "vllm:%s{%s,engine=\"%u\"} %.17g\n", engine_figures[i].name, labels, r,
+                  value);
+}
+
+static void write_alias(struct buffer *out, const struct loop *loop, const struct figures *figures)
 {
     static const double ttft[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
                                   1,    2.5,  5,   7.5, 10,  20,  40,  80, 160, 640, 2560};
@@ -142,34 +257,18 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
                                  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
     const struct server *server = loop->server;
     struct buffer labels = {0};
-    double total = (double)stat_value(stats, n, "pages_total");
-    double unused =
-        (double)(stat_value(stats, n, "pages_free") + stat_value(stats, n, "pages_cached"));
 
     buffer_text(&labels, "model_name=");
     buffer_json_text(&labels, server->options.served_names.n > 0
                                   ? server->options.served_names.text[0]
                                   : (loop->link != NULL ? loop->link->info.model : ""));
-    buffer_put(&labels, ",engine=\"0\"", 12);
+    for (size_t i = 0; !labels.has_failed && i < sizeof(engine_figures) / sizeof(engine_figures[0]);
+         i++)
+        for (uint32_t r = 0; r < server->n_runtimes; r++)
+            write_engine(out, labels.data, r, &figures[r], i);
+    buffer_put(&labels, ",engine=\"0\"", 12); /* ours, whichever runtime did the work */
     if (labels.has_failed)
         return;
-    const struct {
-        const char *name, *type;
-        double value;
-    } simple[] = {
-        {"num_requests_running", "gauge", (double)stat_value(stats, n, "requests_running")},
-        {"num_requests_waiting", "gauge", (double)stat_value(stats, n, "requests_waiting")},
-        {"kv_cache_usage_perc", "gauge", total > 0 ? 1 - unused / total : 0},
-        {"num_preemptions_total", "counter", (double)stat_value(stats, n, "preemptions")},
-        {"prompt_tokens_total", "counter", (double)stat_value(stats, n, "prompt_tokens")},
-        {"generation_tokens_total", "counter", (double)stat_value(stats, n, "output_tokens")},
-        {"prefix_cache_queries_total", "counter", (double)stat_value(stats, n, "prompt_tokens")},
-        {"prefix_cache_hits_total", "counter",
-         (double)stat_value(stats, n, "prompt_tokens_cached")},
-    };
-    for (size_t i = 0; i < sizeof(simple) / sizeof(simple[0]); i++)
-        buffer_printf(out, "# TYPE vllm:%s %s\nvllm:%s{%s} %.17g\n", simple[i].name, simple[i].type,
-                      simple[i].name, labels.data, simple[i].value);
     buffer_printf(out, "# TYPE vllm:request_success_total counter\n");
     const struct {
         const char *reason;
@@ -194,13 +293,13 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
 void metrics_write(struct buffer *out, const struct loop *loop)
 {
     const struct server *server = loop->server;
-    struct ll_stat stats[STATS_MAX];
-    int n = read_stats(loop, stats);
+    struct figures *figures = read_figures(loop);
     uint64_t n_conns = 0;
 
     for (uint32_t i = 0; i < server->options.n_threads; i++)
         n_conns += __atomic_load_n(&server->loop[i].n_conns, __ATOMIC_RELAXED);
     gauge(out, "ll_http_up", loop->link != NULL && loop->link_code == 0);
+    write_attachments(out, loop);
     gauge(out, "ll_http_connections", (double)n_conns);
     counter(out, "ll_http_connections_total", SUM(server, connections));
     counter(out, "ll_http_connections_refused_total", SUM(server, connections_refused));
@@ -219,36 +318,56 @@ void metrics_write(struct buffer *out, const struct loop *loop)
     HISTOGRAM(out, "ll_http_request_seconds", "", server, total_ns, 1e9, fine);
     HISTOGRAM(out, "ll_http_prompt_length_tokens", "", server, prompt_length, 1, lengths);
     HISTOGRAM(out, "ll_http_output_length_tokens", "", server, output_length, 1, lengths);
-    write_runtime(out, stats, n);
+    if (figures == NULL) {
+        out->has_failed = true;
+        return;
+    }
+    write_runtimes(out, server, figures);
     if (server->options.metrics_alias != NULL)
-        write_alias(out, loop, stats, n);
+        write_alias(out, loop, figures);
+    free(figures);
 }
 
 /* ---- the log ----------------------------------------------------------------------------------*/
 
-void metrics_log(const struct server *server)
+static uint64_t sum_stat(const struct server *server, const struct figures *figures,
+                         const char *name)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t r = 0; r < server->n_runtimes; r++)
+        sum += stat_value(&figures[r], name);
+    return sum;
+}
+
+static void log_line(const struct server *server, const struct figures *figures)
 {
     static uint64_t last_prompt, last_output; /* loop 0's thread only */
-    const struct loop *loop = &server->loop[0];
-    struct ll_stat stats[STATS_MAX] = {{0}}; /* gcc cannot see through read_stats() */
-    int n = read_stats(loop, stats);
-    uint64_t prompt = stat_value(stats, n, "prompt_tokens");
-    uint64_t output = stat_value(stats, n, "output_tokens");
-    uint64_t running = stat_value(stats, n, "requests_running");
-    uint64_t total = stat_value(stats, n, "pages_total");
-    uint64_t cached = stat_value(stats, n, "prompt_tokens_cached");
+    uint64_t prompt = sum_stat(server, figures, "prompt_tokens");
+    uint64_t output = sum_stat(server, figures, "output_tokens");
+    uint64_t running = sum_stat(server, figures, "requests_running");
+    uint64_t total = sum_stat(server, figures, "pages_total");
+    uint64_t cached = sum_stat(server, figures, "prompt_tokens_cached");
 
-    if (n == 0 || (output == last_output && prompt == last_prompt && running == 0))
+    if (total == 0 || (output == last_output && prompt == last_prompt && running == 0))
         return;
-    if (output >= last_output && prompt >= last_prompt) /* else the runtime is a new one */
+    if (output >= last_output && prompt >= last_prompt) /* else a runtime is a new one */
         ll_info("prompt %.1f tokens/s, output %.1f tokens/s, running %llu, waiting %llu, KV used "
                 "%.1f %%, prefix hits %.1f %%",
                 (double)(prompt - last_prompt) / 10, (double)(output - last_output) / 10,
                 (unsigned long long)running,
-                (unsigned long long)stat_value(stats, n, "requests_waiting"),
-                total > 0 ? 100 - 100 * (double)stat_value(stats, n, "pages_free") / (double)total
-                          : 0.0,
+                (unsigned long long)sum_stat(server, figures, "requests_waiting"),
+                100 - 100 * (double)sum_stat(server, figures, "pages_free") / (double)total,
                 prompt > 0 ? 100 * (double)cached / (double)prompt : 0.0);
     last_prompt = prompt;
     last_output = output;
+}
+
+void metrics_log(const struct server *server)
+{
+    struct figures *figures = read_figures(&server->loop[0]);
+
+    if (figures != NULL)
+        log_line(server, figures);
+    free(figures);
 }

@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "tools/http/loop.h"
+#include "tools/http/salt.h"
 #include "tools/http/work.h"
 
 #include <arpa/inet.h>
@@ -199,6 +200,21 @@ void server_say_hello(const struct server *server, const struct link *link)
     fflush(stdout);
 }
 
+void server_name_runtimes(struct server *server)
+{
+    const struct server_options *options = &server->options;
+
+    if (options->socket != NULL || options->runtimes.n == 0)
+        server->runtime[server->n_runtimes++].socket = options->socket;
+    for (uint32_t i = 0; i < options->runtimes.n && server->n_runtimes < SERVER_RUNTIMES_MAX; i++)
+        server->runtime[server->n_runtimes++].socket = options->runtimes.text[i];
+    for (uint32_t i = 0; i < server->n_runtimes; i++) {
+        struct runtime *runtime = &server->runtime[i];
+        runtime->name = runtime->socket != NULL ? runtime->socket : "the default socket";
+        runtime->key = siphash(server->secret, runtime->name, strlen(runtime->name));
+    }
+}
+
 int server_start(struct server *server)
 {
     int rc = 0;
@@ -210,6 +226,7 @@ int server_start(struct server *server)
     if (getrandom(server->secret, sizeof(server->secret), 0) != (ssize_t)sizeof(server->secret))
         return LL_ERRNO("getrandom");
     json_object_seed(0);
+    server_name_runtimes(server);
     server->loop = calloc(server->options.n_threads, sizeof(*server->loop));
     if (server->loop == NULL)
         return LL_ERR(-ENOMEM, "no memory for %u threads", server->options.n_threads);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tools/http/server.h - who owns what in llring-http.
  *
- *   server ── loop (one event thread each) ── link (attachment to the runtime)
+ *   server ── loop (one event thread each) ── attachment, one a runtime ── link
  *                  └─ conn (a client's connection) ── job (the generation it waits for)
  *
  *   V1  A loop's thread owns its base, link, connections and jobs. Others reach it through post().
@@ -9,7 +9,9 @@
  *       handle is the loop's alone; the last one to let go closes it.
  *   V3  A connection has at most one job. A job outlives its connection until the runtime has ended
  *       each of its requests: a client that left costs a cancel, never a dangling pointer.
- *   V4  Every length has its limit here; what passes one is answered with 4xx and closed. */
+ *   V4  Where several runtimes are given they serve the same model; one that does not is not used.
+ *       A request lives and dies with the one it was submitted to.
+ *   V5  Every length has its limit here; what passes one is answered with 4xx and closed. */
 #ifndef TOOLS_HTTP_SERVER_H
 #define TOOLS_HTTP_SERVER_H
 
@@ -24,7 +26,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#define SERVER_THREADS_MAX 16
+#define SERVER_THREADS_MAX  16
+#define SERVER_RUNTIMES_MAX 16
+#define STATS_MAX           256 /* figures that a runtime tells */
 
 /* Limits with no option of their own. */
 #define HEAD_DEADLINE_NS     (10 * LL_NS_PER_S) /* first byte to last header, absolute */
@@ -45,6 +49,7 @@ struct server_options {
     struct option_texts api_keys;
     struct option_texts served_names;
     const char *socket;
+    struct option_texts runtimes;
     uint32_t n_threads, n_slots, connections_max;
     uint64_t body_bytes_max;
     struct option_texts origins;
@@ -57,16 +62,25 @@ struct server;
 struct loop;
 struct job;
 
-/* ---- the runtime ------------------------------------------------------------------------------*/
+/* ---- runtimes ---------------------------------------------------------------------------------*/
+struct runtime {
+    const char *socket;                /* NULL: the default one */
+    const char *name;                  /* for people and metrics: the socket */
+    uint64_t key;                      /* its place among others; balance.h */
+    _Atomic uint32_t n_open, n_others; /* requests: of all our loops; of others, as last told */
+};
+
 struct link {
     _Atomic uint32_t n_refs;
+    struct runtime *runtime;
+    uint64_t text_key; /* equal: the same tokenizer, chat format and end ids */
     struct ll_client *client;
     struct ll_client_info info;
     struct ll_tokenizer *tokenizer; /* NULL: the runtime has none */
     enum ll_chat_format chat_format;
 };
 /* Attaches; NULL with *code set. */
-struct link *link_open(const struct server *server, int *code);
+struct link *link_open(const struct server *server, struct runtime *runtime, int *code);
 struct link *link_hold(struct link *link);
 void link_release(struct link *link);
 
@@ -141,17 +155,30 @@ struct loop_figures {                          /* one writer each: the loop's th
 
 struct work; /* work.h */
 
+/* Of one loop to one runtime. */
+struct attachment {
+    struct loop *loop;
+    struct link *link; /* NULL: none */
+    int code;          /* why the runtime cannot be used now; 0: it can */
+    char text[256];
+    bool was_attached;
+    uint64_t next_try_ns;
+    struct event event; /* of the link's descriptor */
+};
+
 struct loop {
     struct server *server;
     uint32_t index;
     pthread_t thread;
     struct event_base *base;
-    struct event listen[2], wake, tick, runtime;
+    struct event listen[2], wake, tick;
     int listen_fd[2], wake_fd;
-    struct link *link; /* NULL: no runtime */
-    int link_code;     /* why the runtime cannot be used now; 0: it can */
-    char link_text[256];
-    bool was_attached;
+    struct attachment at[SERVER_RUNTIMES_MAX]; /* as server.runtime */
+    struct link *link; /* what is to be known of the model: that of the first one usable, or else of
+                        * the first attached; NULL: none is */
+    int link_code;     /* why no runtime can be used now; 0: one can */
+    const char *link_text;
+    uint32_t n_picks; /* balance.h */
     struct conn *conns, *dirty;
     struct job *jobs, *waiting; /* all; with requests that found no slot */
     uint32_t n_conns;
@@ -168,6 +195,8 @@ struct server {
     struct loop *loop; /* [options.n_threads] */
     uint16_t port;
     bool is_loopback;
+    struct runtime runtime[SERVER_RUNTIMES_MAX];
+    uint32_t n_runtimes;
     const char *key[OPTION_TEXTS_MAX];
     uint32_t n_keys;
     uint64_t secret[2]; /* random: salts */
@@ -177,6 +206,8 @@ struct server {
     uint64_t start_time;                     /* of the epoch, seconds */
 };
 
+/* Takes the runtimes from the options; server_start() does it. */
+void server_name_runtimes(struct server *server);
 /* Makes sockets and threads. 0, or a negative code with its text. */
 int server_start(struct server *server);
 /* Stops accepting, lets running requests end for drain_s seconds, joins the threads. */
