@@ -44,6 +44,7 @@ static struct job *start(json_t *body, enum api api)
     job->loop = &rig.loop;
     job->conn = &conn;
     job->n_submitted = 1;
+    job->part[0].link = rig.loop.link;
     rig.loop.jobs = job;
     return job;
 }
