@@ -82,21 +82,40 @@ static inline uint32_t ll_outlet_row_events(const struct ll_seq *seq, uint32_t n
     return n_sampled * a_token + (uint32_t)ll_div_ceil(n_scored, LL_OUTLET_PROMPTS) +
            n_scored * a_score;
 }
+
 /* How many prompt tokens a row may score so that row_events(seq, n_sampled, that) is at most
  * LL_OUTLET_ROW_EVENTS_MAX: the plan cuts rows of a LL_REQ_PROMPT_LOGPROBS sequence to it. >= 1. */
 uint32_t ll_outlet_scored_max(const struct ll_seq *seq, uint32_t n_sampled);
+/* The next one after a look at what the client has read. */
+bool ll_outlet_book_anew(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events,
+                         uint64_t now_ns);
 /* O2: books `events` for a row; false: no credit now (starved_ns of the request is set at the first
  * such time and cleared by the next success of any of its choices). */
-bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns);
+static inline bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events,
+                                  uint64_t now_ns)
+{
+    struct ll_attachment *client = outlet->client[seq->client];
+    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
+    uint64_t used = client->events.prod - client->events.cons + (uint64_t)client->credits_reserved;
+
+    /* Mostly what was known before is enough. */
+    if (client->is_fenced || leader->starved_ns != 0 ||
+        used + events > client->events.mask + 1ull ||
+        leader->n_written + leader->n_booked - leader->n_taken + events > LL_WINDOW_EVENTS)
+        return ll_outlet_book_anew(outlet, seq, events, now_ns);
+    leader->n_booked += events;
+    client->credits_reserved += events;
+    return true;
+}
 /* A request is over: it does not count as starved any more. */
 void ll_outlet_unstarve(struct ll_outlet *outlet, struct ll_seq *leader);
 /* Takes a booking back: the row did not come about. */
 void ll_outlet_unbook(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events);
 
 /* Writes what a step yielded (n may be 0), gives back n_booked of each yield, then writes the
- * terminal events of all sequences in ENDING that are not yet told, and moves to FREE those told
- * with n_in_flight 0, no pages and no device slot: the scheduler takes these back before. Called
- * once a turn of the loop, also when no step was polled. */
+ * terminal events of sequences in ENDING that are not yet told (at most 32 a call), and moves to
+ * FREE those told with n_in_flight 0, no pages and no device slot: the scheduler takes these back
+ * before. Called once a turn of the loop, also when no step was polled. */
 void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, uint32_t n,
                        uint64_t now_ns);
 /* After the next step is submitted: fence once, wake who sleeps, at most 8 here, the rest by mail.

@@ -85,7 +85,8 @@ void ll_outlet_unstarve(struct ll_outlet *outlet, struct ll_seq *seq)
     seq->starved_ns = 0;
 }
 
-bool ll_outlet_book(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events, uint64_t now_ns)
+bool ll_outlet_book_anew(struct ll_outlet *outlet, struct ll_seq *seq, uint32_t events,
+                         uint64_t now_ns)
 {
     struct ll_attachment *client = outlet->client[seq->client];
     struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);

@@ -101,10 +101,14 @@ static void look_at_ending(struct ll_planning *p)
 
 static uint32_t begin(struct ll_planning *p)
 {
-    p->n_lookups = LL_SCHED_LOOKUPS_MAX;
-    p->n_evict = LL_SCHED_EVICT_MAX;
-    p->n_shares = LL_SCHED_SHARES_MAX;
-    p->s->n_release_left = LL_SCHED_RELEASE_MAX;
+    /* A plan may be waited for and prepare() is called more often: it does the most of these. */
+    uint32_t share = p->out != NULL ? 4 : 1;
+
+    p->n_lookups = LL_SCHED_LOOKUPS_MAX / share;
+    p->n_evict = LL_SCHED_EVICT_MAX / share;
+    p->n_shares = LL_SCHED_SHARES_MAX / share;
+    p->n_starts = LL_SCHED_STARTS_MAX / share;
+    p->s->n_release_left = LL_SCHED_RELEASE_MAX / share;
     ll_sched_adopt(p->s);
     uint32_t n_ended = end_due(p);
     look_at_ending(p);
@@ -246,7 +250,7 @@ uint32_t ll_scheduler_apply(struct ll_scheduler *scheduler, const struct ll_plan
 {
     (void)now_ns; /* a cost model will fit step times here */
     LL_ASSERT(result->n_rows == plan->n_rows);
-    scheduler->n_release_left = LL_SCHED_RELEASE_MAX;
+    scheduler->n_release_left = LL_SCHED_RELEASE_MAX / 4;
     scheduler->n_publish_left = LL_SCHED_PUBLISH_MAX;
     for (uint32_t i = 0; i < plan->n_rows; i++) {
         fetch_ahead(scheduler, plan, i);

@@ -323,10 +323,10 @@ void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
 {
     struct ll_scheduler *s = p->s;
     struct ll_seq *seq;
-    uint32_t n_passed = 0, n_started = 0;
+    uint32_t n_passed = 0;
 
     look_at_parked(p);
-    while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX && n_started < LL_SCHED_STARTS_MAX &&
+    while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX && p->n_starts > 0 &&
            (seq = ll_queue_first(&s->queue)) != NULL) {
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
@@ -336,7 +336,7 @@ void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
         } else if (!admit_first(p, seq, n_tokens)) {
             return;
         } else {
-            n_started++;
+            p->n_starts--;
         }
     }
 }

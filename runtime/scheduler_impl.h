@@ -32,6 +32,7 @@ struct ll_planning {
     uint32_t n_coming;   /* pages that will be available once steps in flight are polled */
     uint32_t n_lookups;  /* left of LL_SCHED_LOOKUPS_MAX */
     uint32_t n_shares;   /* left of LL_SCHED_SHARES_MAX */
+    uint32_t n_starts;   /* left of LL_SCHED_STARTS_MAX */
     uint32_t n_evict;    /* left of LL_SCHED_EVICT_MAX */
     uint32_t n_short;    /* running ones without a page for their row: s->short_of_pages[] */
 };

@@ -1045,7 +1045,7 @@ static void a_long_prompt_is_looked_up_in_pieces(void **state)
     /* With a bound of a few look-ups a call, nothing starts before all of them are made. */
     struct ll_seq *b = arrive(1000, 1);
     memcpy(b->token, prompt, sizeof(prompt));
-    struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_lookups = 4};
+    struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_starts = 1};
     ll_sched_adopt(&f.scheduler);
     for (uint32_t i = 1; i <= 3; i++) {
         p.n_lookups = 4;
