@@ -24,6 +24,9 @@ static const struct ll_option options[] = {
      "NAME", "name shown to clients; default: the model's last path part"},
     {"Model", "load-format", LL_OPTION_CHOICE, AT(load_format), 0, 0, "auto|safetensors|dummy",
      "auto", NULL, "dummy: random weights; only the configuration is read"},
+    {"Model", "model-shape", LL_OPTION_STRING, AT(model_shape), 0, 0, NULL, NULL, "NAME",
+     "with --load-format dummy: llama-3.1-8b and the like, no model needed; a MODEL lends its "
+     "text"},
     {"Model", "quantization", LL_OPTION_CHOICE, AT(quantization), 0, 0,
      "none|fp8|compressed-tensors|fbgemm_fp8|modelopt", "none", NULL,
      "fp8: BF16 linear layers become e4m3 while they load; an FP8 checkpoint needs no option"},

@@ -41,6 +41,7 @@ struct ll_config {
     /* model */
     char model[1024];
     char served_model_name[128];
+    char model_shape[32]; /* "": the model's own */
     uint32_t load_format, quantization, dtype, generation_config;
     char weights_checksum[40]; /* "": none; "print", or 32 hex digits */
     char chat_template[32];

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "client/text/chat.h"
 #include "ll/text.h"
+#include "runtime/model_shapes.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -77,6 +78,27 @@ static void make_up_model(struct ll_checkpoint *out, const struct ll_config *con
     out->temperature = 1.0f;
 }
 
+/* --model-shape: the shape of a published model, no model. Random weights have no ids that end a
+ * text and no defaults of sampling. */
+static int make_shaped_model(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    struct ll_checkpoint *out = &setup->checkpoint;
+
+    if (config->load_format != LL_LOAD_DUMMY)
+        return usage(setup,
+                     LL_ERR(LL_E_INVAL, "--model-shape goes with --load-format dummy only: a "
+                                        "shape alone has no weights"));
+    int rc = ll_model_shape_find(config->model_shape, &out->shape);
+    if (rc < 0)
+        return usage(setup, rc);
+    out->dtype = LL_DTYPE_BF16;
+    out->bos = UINT32_MAX;
+    out->top_p = out->repetition_penalty = 1.0f;
+    out->temperature = 1.0f;
+    return 0;
+}
+
 static int find_model(struct ll_setup *setup)
 {
     const struct ll_config *config = setup->config;
@@ -120,7 +142,10 @@ static void name_model(struct ll_setup *setup)
     char path[sizeof(config->model)];
 
     if (name[0] == 0) {
-        snprintf(path, sizeof(path), "%s", config->model[0] != 0 ? config->model : "fake");
+        snprintf(path, sizeof(path), "%s",
+                 config->model_shape[0] != 0 ? config->model_shape
+                 : config->model[0] != 0     ? config->model
+                                             : "fake");
         for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
             path[n - 1] = 0;
         const char *slash = strrchr(path, '/');
@@ -202,9 +227,12 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
         return usage(setup, rc);
     if (config->device == LL_DEVICE_FAKE)
         make_up_model(&setup->checkpoint, config);
+    else if (config->model_shape[0] != 0)
+        rc = make_shaped_model(setup);
     else
         rc = find_model(setup);
-    if (rc == 0 && config->device == LL_DEVICE_FAKE && config->model[0] != 0)
+    bool has_own_text = config->device != LL_DEVICE_FAKE && config->model_shape[0] == 0;
+    if (rc == 0 && !has_own_text && config->model[0] != 0)
         rc = borrow_text(setup);
     if (rc == 0)
         rc = check_context(setup);
