@@ -19,12 +19,15 @@ __global__ void __launch_bounds__(THREADS)
                    const ll_cuda_logit *__restrict__ rows, uint32_t n_vecs, float eps)
 {
     pdl_release();
-    /* Weights belong to no kernel of the step: they come while the one before drains. */
-    bf16x8 w_own[VECS];
+    /* Weights belong to no kernel of the step: they come while the one before drains; but where a
+     * row is so wide that registers would not do. */
+    constexpr bool IS_EARLY = VECS <= 4;
+    bf16x8 w_own[IS_EARLY ? VECS : 1];
+    if constexpr (IS_EARLY)
 #pragma unroll
-    for (int k = 0; k < VECS; k++)
-        if (threadIdx.x + k * THREADS < n_vecs)
-            w_own[k] = weight[threadIdx.x + k * THREADS];
+        for (int k = 0; k < VECS; k++)
+            if (threadIdx.x + k * THREADS < n_vecs)
+                w_own[k] = weight[threadIdx.x + k * THREADS];
     pdl_wait();
     uint32_t t = blockIdx.x;
     if (rows != nullptr)
@@ -62,7 +65,7 @@ __global__ void __launch_bounds__(THREADS)
         const uint32_t i = threadIdx.x + k * THREADS;
         if (i < n_vecs) {
             float w[8];
-            unpack(w_own[k], w);
+            unpack(IS_EARLY ? w_own[IS_EARLY ? k : 0] : weight[i], w);
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 v[k][j] = __bfloat162float(__float2bfloat16_rn(
