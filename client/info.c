@@ -159,6 +159,7 @@ int ll_client_stats(const struct ll_client *client, struct ll_stat *out, int n_m
         out[i].p90 = ll_hist_quantile(hist, 0.90);
         out[i].p99 = ll_hist_quantile(hist, 0.99);
         out[i].max = ll_stat_get(&hist->max);
+        out[i].sum = ll_stat_get(&hist->sum);
     }
     return (int)client->n_stats;
 }

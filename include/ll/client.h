@@ -319,7 +319,7 @@ LL_API uint32_t ll_client_n_open(const struct ll_client *client);
 struct ll_stat {
     const char *name; /* "requests_submitted", ...; static for the life of the handle */
     uint64_t value;   /* counter or gauge; a histogram's count */
-    uint64_t p50, p90, p99, max; /* histograms only, in the unit that ends the name; else 0 */
+    uint64_t p50, p90, p99, max, sum; /* histograms only, in the unit that ends the name; else 0 */
     uint32_t is_histogram;
     uint32_t reserved;
 };

@@ -299,6 +299,16 @@ static int take_finish(struct part *part, const struct ll_output *output)
     ll_hist_bump(&figures->prompt_tokens, part->prompt.n);
     ll_hist_bump(&figures->cached_tokens, part->n_cached);
     ll_hist_add(&figures->prompt_length, part->prompt.n);
+    ll_hist_add(&figures->n_choices, job->params.n);
+    if (job->params.max_tokens > 0)
+        ll_hist_add(&figures->max_tokens, job->params.max_tokens);
+    uint64_t first_ns = output->u.finish.ttft_ns, total_ns = output->u.finish.total_ns;
+    uint64_t n_later = output->u.finish.n_out / job->params.n;
+    ll_hist_add(&figures->prefill_ns, first_ns);
+    ll_hist_add(&figures->decode_ns, total_ns - ll_min_u64(first_ns, total_ns));
+    if (n_later > 1)
+        ll_hist_add(&figures->per_token_ns,
+                    (total_ns - ll_min_u64(first_ns, total_ns)) / (n_later - 1));
     for (uint32_t k = 0; k < job->params.n && rc == 0; k++)
         rc =
             close_choice(part, &part->choice[k], output->u.finish.reason, output->u.finish.stop_id);

@@ -36,7 +36,7 @@ static void gauge(struct buffer *out, const char *name, double value)
 /* ---- histograms -------------------------------------------------------------------------------*/
 
 /* One histogram over all loops, with the given upper bounds in units of 1 / scale. A fine bucket
- * counts below a bound when it begins below it: 3 % off at most. */
+ * counts up to a bound when it begins there or below: 3 % off at most, small numbers exact. */
 static void histogram(struct buffer *out, const char *name, const char *labels,
                       const struct server *server, size_t offset, double scale, const double *bound,
                       size_t n_bounds)
@@ -46,7 +46,7 @@ static void histogram(struct buffer *out, const char *name, const char *labels,
 
     buffer_printf(out, "# TYPE %s histogram\n", name);
     for (size_t b = 0; b < n_bounds; b++) {
-        for (; at < LL_HIST_BUCKETS && (double)ll_hist_bucket_low(at) < bound[b] * scale; at++)
+        for (; at < LL_HIST_BUCKETS && (double)ll_hist_bucket_low(at) <= bound[b] * scale; at++)
             for (uint32_t i = 0; i < server->options.n_threads; i++) {
                 const char *base = (const char *)&server->loop[i].figures + offset;
                 below += get(&((const struct ll_hist *)(const void *)base)->bucket[at]);
@@ -255,6 +255,7 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
                                  .75, 1,    2.5, 5,    7.5, 10,  20, 40, 80};
     static const double e2e[] = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                                  30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
+    static const double choices[] = {1, 2, 5, 10, 20, 50, 100};
     const struct server *server = loop->server;
     struct buffer labels = {0};
 
@@ -281,12 +282,19 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
                       labels.data, ends[i].reason, (unsigned long long)ends[i].value);
     HISTOGRAM(out, "vllm:time_to_first_token_seconds", labels.data, server, ttft_ns, 1e9, ttft);
     HISTOGRAM(out, "vllm:inter_token_latency_seconds", labels.data, server, gap_ns, 1e9, itl);
-    HISTOGRAM(out, "vllm:request_time_per_output_token_seconds", labels.data, server, gap_ns, 1e9,
-              itl);
+    HISTOGRAM(out, "vllm:time_per_output_token_seconds", labels.data, server, gap_ns, 1e9, itl);
+    HISTOGRAM(out, "vllm:request_time_per_output_token_seconds", labels.data, server, per_token_ns,
+              1e9, itl);
     HISTOGRAM(out, "vllm:e2e_request_latency_seconds", labels.data, server, total_ns, 1e9, e2e);
     HISTOGRAM(out, "vllm:request_prompt_tokens", labels.data, server, prompt_length, 1, lengths);
     HISTOGRAM(out, "vllm:request_generation_tokens", labels.data, server, output_length, 1,
               lengths);
+    HISTOGRAM(out, "vllm:request_max_num_generation_tokens", labels.data, server, output_length, 1,
+              lengths);
+    HISTOGRAM(out, "vllm:request_params_max_tokens", labels.data, server, max_tokens, 1, lengths);
+    HISTOGRAM(out, "vllm:request_params_n", labels.data, server, n_choices, 1, choices);
+    HISTOGRAM(out, "vllm:request_prefill_time_seconds", labels.data, server, prefill_ns, 1e9, e2e);
+    HISTOGRAM(out, "vllm:request_decode_time_seconds", labels.data, server, decode_ns, 1e9, e2e);
     buffer_free(&labels);
 }
 
@@ -316,6 +324,8 @@ void metrics_write(struct buffer *out, const struct loop *loop)
     HISTOGRAM(out, "ll_http_first_token_seconds", "", server, ttft_ns, 1e9, fine);
     HISTOGRAM(out, "ll_http_token_gap_seconds", "", server, gap_ns, 1e9, fine);
     HISTOGRAM(out, "ll_http_request_seconds", "", server, total_ns, 1e9, fine);
+    HISTOGRAM(out, "ll_http_decode_seconds", "", server, decode_ns, 1e9, fine);
+    HISTOGRAM(out, "ll_http_time_per_token_seconds", "", server, per_token_ns, 1e9, fine);
     HISTOGRAM(out, "ll_http_prompt_length_tokens", "", server, prompt_length, 1, lengths);
     HISTOGRAM(out, "ll_http_output_length_tokens", "", server, output_length, 1, lengths);
     if (figures == NULL) {

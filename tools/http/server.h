@@ -150,7 +150,10 @@ struct loop_figures {                          /* one writer each: the loop's th
     _Atomic uint64_t requests[STATUS_CLASSES]; /* by status / 100 */
     _Atomic uint64_t connections, connections_refused, gone, streams, prompt_tokens, output_tokens,
         cached_tokens, finished_stop, finished_length, finished_tools, finished_abort, running;
-    struct ll_hist ttft_ns, gap_ns, total_ns, prompt_length, output_length;
+    struct ll_hist ttft_ns, gap_ns, total_ns, prompt_length, output_length, max_tokens, n_choices;
+    /* of a request, by the runtime's clock: to the first token, from there on, each token of that
+     */
+    struct ll_hist prefill_ns, decode_ns, per_token_ns;
 };
 
 struct work; /* work.h */
