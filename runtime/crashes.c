@@ -265,7 +265,10 @@ void ll_crashes_guard_thread(void)
     uint32_t i = atomic_fetch_add_explicit(&n_used, 1, memory_order_relaxed);
     const stack_t of = {.ss_sp = stack[i % STACKS], .ss_size = STACK_BYTES};
 
-    if (i < STACKS)
+    stack_t own;
+
+    /* A sanitizer's threads have one of its own, which it unmaps at their end. */
+    if (i < STACKS && sigaltstack(NULL, &own) == 0 && (own.ss_flags & SS_DISABLE) != 0)
         sigaltstack(&of, NULL);
 }
 
