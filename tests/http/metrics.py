@@ -13,7 +13,7 @@ VLLM = """num_requests_running num_requests_waiting kv_cache_usage_perc num_pree
     time_per_output_token_seconds_bucket request_time_per_output_token_seconds_bucket
     e2e_request_latency_seconds_bucket request_prompt_tokens_bucket request_generation_tokens_bucket
     request_max_num_generation_tokens_bucket request_params_max_tokens_bucket
-    request_params_n_bucket request_prefill_time_seconds_sum request_decode_time_seconds_sum""".split()
+    request_queue_time_seconds_sum gpu_cache_usage_perc request_params_n_bucket request_prefill_time_seconds_sum request_decode_time_seconds_sum""".split()
 failures = 0
 
 
@@ -59,7 +59,7 @@ def scrape():
     for family in (f for f, kind in kinds.items() if kind == "histogram"):
         buckets = [v for k, v in samples.items() if k.startswith(family + "_bucket{")]
         count = [v for k, v in samples.items() if re.match(re.escape(family) + r"_count(\{|$)", k)]
-        check(buckets == sorted(buckets) and len(buckets) > 2, f"{family} is cumulative")
+        check(buckets == sorted(buckets) and (len(buckets) > 2 or "queue_time" in family), f"{family} is cumulative")
         check(len(count) == 1 and buckets[-1] == count[0], f"{family}: +Inf is the count")
         check(any(k.startswith(family + "_sum") for k in samples), f"{family} has a sum")
     return samples
@@ -96,6 +96,7 @@ for key, wanted in (
         ('ll_http_output_length_tokens_bucket{le="1"}', 1),
         ('ll_http_output_length_tokens_bucket{le="2"}', 2),
         ('ll_http_output_length_tokens_bucket{le="5"}', 3),
+        ("vllm:request_queue_time_seconds_count" + labels + "}", 3),
         ("ll_requests_finished_total", 3), ("ll_output_tokens_total", 7),
         ("ll_prompt_tokens_total", 20), ("ll_ttft_ns_count", 3),
         ("vllm:prompt_tokens_total" + labels + "}", 20),

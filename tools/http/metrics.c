@@ -172,6 +172,7 @@ static void put_stat(struct buffer *out, const struct server *server, uint32_t r
     put_sample(out, server, r, stat->name, "", "quantile=\"0.5\"", stat->p50);
     put_sample(out, server, r, stat->name, "", "quantile=\"0.9\"", stat->p90);
     put_sample(out, server, r, stat->name, "", "quantile=\"0.99\"", stat->p99);
+    put_sample(out, server, r, stat->name, "_sum", "", stat->sum);
     put_sample(out, server, r, stat->name, "_count", "", stat->value);
 }
 
@@ -223,6 +224,9 @@ static const struct {
     {"num_requests_running", "gauge", "requests_running"},
     {"num_requests_waiting", "gauge", "requests_waiting"},
     {"kv_cache_usage_perc", "gauge", NULL},
+    {"gpu_cache_usage_perc", "gauge", NULL}, /* its old name, as the next two */
+    {"gpu_prefix_cache_queries_total", "counter", "prompt_tokens"},
+    {"gpu_prefix_cache_hits_total", "counter", "prompt_tokens_cached"},
     {"num_preemptions_total", "counter", "preemptions"},
     {"prompt_tokens_total", "counter", "prompt_tokens"},
     {"generation_tokens_total", "counter", "output_tokens"},
@@ -247,6 +251,23 @@ static void write_engine(struct buffer *out, const char *labels, uint32_t r,
                   value);
 }
 
+/* The runtime tells no more of its histogram than count and sum; a mean is what panels draw of it.
+ */
+static void write_queue_time(struct buffer *out, const char *labels, uint32_t r,
+                             const struct figures *figures)
+{
+    static const char name[] = "vllm:request_queue_time_seconds";
+    const struct ll_stat *stat = find_stat(figures, "queue_ns");
+    unsigned long long count = stat != NULL ? stat->value : 0;
+    double sum = stat != NULL ? (double)stat->sum / 1e9 : 0;
+
+    if (r == 0)
+        buffer_printf(out, "# TYPE %s histogram\n", name);
+    buffer_printf(out, "%s_bucket{%s,engine=\"%u\",le=\"+Inf\"} %llu\n", name, labels, r, count);
+    buffer_printf(out, "%s_sum{%s,engine=\"%u\"} %.9g\n", name, labels, r, sum);
+    buffer_printf(out, "%s_count{%s,engine=\"%u\"} %llu\n", name, labels, r, count);
+}
+
 static void write_alias(struct buffer *out, const struct loop *loop, const struct figures *figures)
 {
     static const double ttft[] = {.001, .005, .01, .02, .04, .06, .08, .1, .25, .5,  .75,
@@ -263,13 +284,19 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
     buffer_json_text(&labels, server->options.served_names.n > 0
                                   ? server->options.served_names.text[0]
                                   : (loop->link != NULL ? loop->link->info.model : ""));
+    buffer_put(&labels, "", 1);
     for (size_t i = 0; !labels.has_failed && i < sizeof(engine_figures) / sizeof(engine_figures[0]);
          i++)
         for (uint32_t r = 0; r < server->n_runtimes; r++)
             write_engine(out, labels.data, r, &figures[r], i);
+    for (uint32_t r = 0; !labels.has_failed && r < server->n_runtimes; r++)
+        write_queue_time(out, labels.data, r, &figures[r]);
+    labels.n -= labels.n > 0;                 /* its NUL */
     buffer_put(&labels, ",engine=\"0\"", 12); /* ours, whichever runtime did the work */
-    if (labels.has_failed)
+    if (labels.has_failed) {
+        buffer_free(&labels);
         return;
+    }
     buffer_printf(out, "# TYPE vllm:request_success_total counter\n");
     const struct {
         const char *reason;
@@ -358,6 +385,8 @@ static void log_line(const struct server *server, const struct figures *figures)
     uint64_t running = sum_stat(server, figures, "requests_running");
     uint64_t total = sum_stat(server, figures, "pages_total");
     uint64_t cached = sum_stat(server, figures, "prompt_tokens_cached");
+    uint64_t unused =
+        sum_stat(server, figures, "pages_free") + sum_stat(server, figures, "pages_cached");
 
     if (total == 0 || (output == last_output && prompt == last_prompt && running == 0))
         return;
@@ -367,7 +396,7 @@ static void log_line(const struct server *server, const struct figures *figures)
                 (double)(prompt - last_prompt) / 10, (double)(output - last_output) / 10,
                 (unsigned long long)running,
                 (unsigned long long)sum_stat(server, figures, "requests_waiting"),
-                100 - 100 * (double)sum_stat(server, figures, "pages_free") / (double)total,
+                100 - 100 * (double)unused / (double)total,
                 prompt > 0 ? 100 * (double)cached / (double)prompt : 0.0);
     last_prompt = prompt;
     last_output = output;
