@@ -43,6 +43,10 @@ assert chat(max_completion_tokens=2).choices[0].finish_reason == "length"
 assert chat(extra_body={"top_k": 1, "ignore_eos": True, "min_tokens": 12},
             max_tokens=12).usage.completion_tokens == 12
 
+several = client.chat.completions.create(model="demo-model", messages=QUESTION, n=3, seed=5,
+                                         temperature=1).choices
+assert [c.index for c in several] == [0, 1, 2] and all(c.message.content for c in several)
+
 # Tools: the call, its result, the answer; the same when streamed.
 messages = [{"role": "user", "content": "東京の天気は？"}]
 reply = chat(messages=messages, tools=WEATHER)

@@ -40,8 +40,14 @@ proxy_of_serve() {
     done
 }
 
-echo "-- a command for vllm serve"
-start_serve --model "$model" --tensor-parallel-size 1 --dtype float16 --max-model-len 8192 \
+echo "-- a command for vllm serve, the model by its name in the local cache"
+export HF_HOME=$scratch/hf
+revision=0123456789abcdef0123456789abcdef01234567
+cached=$HF_HOME/hub/models--meta-llama--Llama-3.1-8B-Instruct
+mkdir -p "$cached/refs" "$cached/snapshots" "$cached/blobs"
+printf %s $revision >"$cached/refs/main"
+ln -s "$model" "$cached/snapshots/$revision"
+start_serve --model meta-llama/Llama-3.1-8B-Instruct --tensor-parallel-size 1 --dtype float16 --max-model-len 8192 \
     --gpu-memory-utilization 0.95 --port 0 --enable-auto-tool-choice --tool-call-parser llama3_json \
     --served-model-name meta-llama/Llama-3.1-8B-Instruct --served-model-name other
 command -v curl >/dev/null && {
@@ -55,6 +61,9 @@ data = json.load(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/v1/mode
 assert [m["id"] for m in data] == ["meta-llama/Llama-3.1-8B-Instruct", "other"], data
 assert data[0]["max_model_len"] == 8192, data
 EOF
+
+run 1 "$llring" serve --model meta-llama/Llama-3.2-1B --port 0 --socket "$scratch/none.sock"
+says "$err" "meta-llama/Llama-3.2-1B" "nothing is downloaded"
 
 echo "-- a proxy that dies comes back"
 first=$(proxy_of_serve)
