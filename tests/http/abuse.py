@@ -5,7 +5,6 @@ import re
 import resource
 import socket
 import sys
-import threading
 import time
 
 PORT, KEY, PID = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -57,10 +56,8 @@ def rss():
 
 
 def alive():
-    started = time.monotonic()
     statuses, _ = exchange(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     check(statuses == [200], "health")
-    return time.monotonic() - started
 
 
 SMUGGLED = b"GET /version HTTP/1.1\r\nHost: a\r\n" + AUTH + b"Connection: close\r\n\r\n"
@@ -128,10 +125,11 @@ def keys():
                      b"/health/", b"/v1/../health"):
             statuses, _ = exchange(b"GET %s HTTP/1.1\r\nHost: a\r\n%s" % (path, head) + CLOSE)
             check(statuses == [401], f"{path} with {head}: {statuses}")
-    started = time.monotonic()
     statuses, _ = exchange(post(b"/v1/completions", b"").replace(AUTH, b"").replace(
         b"Content-Length: 0", b"Content-Length: 1000000"))
-    check(statuses == [401] and time.monotonic() - started < 5, "401 before the body")
+    check(statuses == [401], "401 before the body, not 408 for want of it")
+    check(exchange(b"GET /version HTTP/1.1\r\nHost: a\r\n" +
+                   AUTH.replace(KEY.encode(), KEY.upper().encode()) + CLOSE)[0] == [401], "KEY")
     check(exchange(b"GET /version HTTP/1.1\r\nHost: a\r\nauthorization: bearer %s\r\n" % KEY.encode() +
                    CLOSE)[0] == [200], "the scheme in small letters")
 
@@ -147,11 +145,17 @@ def slow():
         connection.connect(("127.0.0.1", PORT))
         connection.sendall(post(b"/v1/completions", body))
         readers.append(connection)
-    time.sleep(3)
-    held = [int(line.split()[1]) for line in exchange(
-        b"GET /metrics HTTP/1.1\r\nHost: a\r\n" + AUTH + CLOSE)[1].decode().splitlines()
-        if line.startswith("ll_requests_running ")]
-    check(held == [6], f"slow readers' requests wait for them: {held}")
+    # Until nothing moves any more: each has its 256 KiB unsent here and its window full there.
+    moved, held = -1, 0
+    for _ in range(240):
+        text = exchange(b"GET /metrics HTTP/1.1\r\nHost: a\r\n" + AUTH + CLOSE)[1].decode()
+        now, held = (int(re.search(r"^%s (\d+)$" % name, text, re.MULTILINE).group(1))
+                     for name in ("ll_events_written_total", "ll_requests_running"))
+        if held == 6 and now == moved:
+            break
+        moved = now
+        time.sleep(0.5)
+    check(held == 6, f"slow readers' requests wait for them: {held}")
     quick = json.dumps({"prompt": [5], "max_tokens": 50, "ignore_eos": True, "stream": True,
                         "return_token_ids": True}).encode()
     for _ in range(5):
@@ -171,23 +175,26 @@ def slow():
         connection.close()
     trickle = connect()
     trickle.sendall(b"GET /health HT")
-    started = time.monotonic()
     reply = read_all(trickle)
-    check(reply.startswith(b"HTTP/1.1 408") and time.monotonic() - started < 12, "a head that stops")
+    check(reply.startswith(b"HTTP/1.1 408"), "a head that stops")
 
 
 def idle():
     """Many idle connections cost little and stop nobody."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    count = min(1500, min(hard, 8192) - 100)
+    count = min(4000, min(hard, 8192) - 100)
     before = rss()
     connections = [connect() for _ in range(count)]
     for connection in connections[::2]:
         connection.sendall(b"GET /health HTTP/1.1\r\nHos")
-    took = max(alive() for _ in range(5))
-    check(took < 1, f"health beside {count} idle connections: {took:.3f} s")
+    for _ in range(5):
+        alive()
     check(rss() - before < 64 << 20, f"{(rss() - before) >> 20} MiB for {count} idle connections")
+    for connection in connections[::2]:
+        connection.sendall(b"t: a\r\nConnection: close\r\n\r\n")
+    served = sum(read_all(connection).startswith(b"HTTP/1.1 200") for connection in connections[::2])
+    check(served == (count + 1) // 2, f"{served} of {count // 2} idle connections were served")
     for connection in connections:
         connection.close()
 
@@ -204,7 +211,65 @@ def reader_of_nothing():
         check(rss() < 256 << 20, "memory beside a client that reads nothing")
 
 
-for part in (framing, lines, keys, idle, reader_of_nothing, slow):
+def bodies():
+    """Sound HTTP around bodies that are not: 400, and the next request is answered."""
+    for body in (b"[" * 60000, b'{"a":' * 60000, b'{"prompt":[5],"prompt":[6]}', b'{"prompt":"\\ud800"}',
+                 b'{"prompt":"\xff\xfe"}', b'{"prompt":"\xc0\x80"}', b'{"prompt":[5],"temperature":NaN}',
+                 b'{"prompt":[5],"temperature":1e999}', b'{"prompt":[5],"n":2147483648}',
+                 b'{"prompt":[5],"n":-1}', b'{"prompt":[5],"n":1e2}', b'{"prompt":[5],"max_tokens":1.5}',
+                 b'{"prompt":[5],"max_tokens":99999999999999999999}', b'{"prompt":[-1]}', b'{"prompt":[1e9]}',
+                 b'{"prompt":[4294967301]}', b'{"prompt":[]}', b'{"prompt":[[]]}', b'{"prompt":null}', b"",
+                 b"null", b"[]", b"5", b'{"prompt":[5]} x', b'{"prompt":[5],}', b"{'prompt':[5]}",
+                 b'{"prompt":[5],"stop":%s}' % json.dumps(["x"] * 100000).encode(),
+                 b'{"prompt":[5],"stop_token_ids":%s}' % json.dumps([1] * 100000).encode(),
+                 b'{"prompt":[5],"logit_bias":{"99999999999":1}}', b'{"prompt":[5],"logprobs":1000000}',
+                 b'{"prompt":[5],"logit_bias":{"5":NaN}}', b'{"prompt":[5],"seed":"x"}', b'\x00', b"\xef\xbb\xbf{}"):
+        statuses, reply = exchange(post(b"/v1/completions", body) + SMUGGLED)
+        check(statuses == [400, 200], f"{body[:50]}: {statuses}")
+        check(b'"message":' in reply, f"{body[:50]} has an error in words")
+    every = [b"/v1/completions", b"/v1/chat/completions", b"/v1/responses", b"/tokenize", b"/detokenize"]
+    for path in every:
+        for body in (b"[" * 60000, b"[]", b"{}", b'{"messages":5,"prompt":{},"input":7,"tokens":"x"}'):
+            statuses, _ = exchange(post(path, body) + SMUGGLED)
+            check(statuses in ([400, 200], [404, 200]), f"{path} {body[:20]}: {statuses}")
+
+
+def shapes():
+    """Bytes that come in odd pieces, and ends in odd places."""
+    version = SMUGGLED.replace(b"Connection: close\r\n", b"")
+    statuses, _ = exchange(version * 1000 + SMUGGLED)
+    check(statuses == [200] * 1001, f"1,000 pipelined: {len(statuses)}")
+    whole = post(b"/v1/completions", b'{"prompt":[5],"max_tokens":2}', b"Connection: close\r\n")
+    with connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(len(whole)):
+            connection.sendall(whole[i:i + 1])
+        check(read_all(connection).startswith(b"HTTP/1.1 200"), "a byte at a time")
+    with connect() as connection:
+        connection.sendall(version)
+        connection.shutdown(socket.SHUT_WR)
+        read_all(connection)  # served or not: the end of a client that still reads is its end here
+    stream = post(b"/v1/completions",
+                  b'{"prompt":[5],"max_tokens":4000,"ignore_eos":true,"stream":true}')
+    for _ in range(20):
+        connection = connect()
+        connection.sendall(stream)
+        connection.recv(1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connection.close()  # a reset in mid-stream
+    for cut in range(0, len(whole)):
+        with connect() as connection:
+            connection.sendall(whole[:cut])
+    check(exchange(b"HEAD /version HTTP/1.1\r\nHost: a\r\n" + AUTH + CLOSE)[1].endswith(b"\r\n\r\n"),
+          "HEAD has no body")
+    check(exchange(b"OPTIONS /v1/models HTTP/1.1\r\nHost: a\r\n" + CLOSE)[0] == [204], "OPTIONS")
+    for more in (b"Upgrade: h2c\r\nConnection: Upgrade, close\r\n",
+                 b"Upgrade: websocket\r\nConnection: Upgrade\r\nConnection: close\r\n"):
+        statuses, _ = exchange(b"GET /version HTTP/1.1\r\nHost: a\r\n" + AUTH + more + b"\r\n")
+        check(statuses == [200], f"no upgrade: {statuses}")
+
+
+for part in (framing, lines, keys, bodies, shapes, idle, reader_of_nothing, slow):
     print("--", part.__name__)
     part()
     alive()

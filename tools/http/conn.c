@@ -47,12 +47,23 @@ static void refuse(struct loop *loop, int fd)
     close(fd);
 }
 
+/* Of all loops: the kernel divides connections among them by chance, not evenly. */
+static uint32_t count_conns(const struct server *server)
+{
+    uint32_t n = 0;
+
+    /* Relaxed: a connection more or less. */
+    for (uint32_t i = 0; i < server->options.n_threads; i++)
+        n += __atomic_load_n(&server->loop[i].n_conns, __ATOMIC_RELAXED);
+    return n;
+}
+
 void conn_open(struct loop *loop, int fd)
 {
     const struct server_options *options = &loop->server->options;
     struct conn *conn = NULL;
 
-    if (loop->n_conns < options->connections_max / options->n_threads)
+    if (count_conns(loop->server) < options->connections_max)
         conn = calloc(1, sizeof(*conn));
     if (conn == NULL) {
         refuse(loop, fd);
