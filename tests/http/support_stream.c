@@ -49,7 +49,7 @@ void stream_expect(struct stream *stream, uint64_t seed, uint32_t n)
     if (stream->wanted == NULL ||
         ll_fake_continue(&rules, prompt, N_PROMPT, seed, 0, &sampling, n, stream->wanted) != n)
         die("no memory");
-    stream->n_got = stream->n_wrong = 0;
+    stream->n_got = stream->n_wrong = stream->n_tail = 0;
     stream->last_ns = 0;
     stream->has_ended = stream->has_status = stream->is_done = false;
 }
@@ -147,8 +147,10 @@ uint32_t stream_receive(struct stream *stream, struct ll_hist *gap, int flags)
     if (n <= 0)
         die("the proxy closed a stream");
     if (!stream->has_status) {
-        if (end - at < 12 || memcmp(at, "HTTP/1.1 200", 12) != 0)
+        if (end - at < 12 || memcmp(at, "HTTP/1.1 200", 12) != 0) {
+            fprintf(stderr, "%.*s\n", (int)(end - at), at);
             die("a request was refused");
+        }
         stream->has_status = true;
     }
     while ((stop = memmem(at, (size_t)(end - at), "\n\n", 2)) != NULL) {

@@ -48,22 +48,13 @@ static void refuse(struct loop *loop, int fd)
 }
 
 /* Of all loops: the kernel divides connections among them by chance, not evenly. */
-static uint32_t count_conns(const struct server *server)
-{
-    uint32_t n = 0;
-
-    /* Relaxed: a connection more or less. */
-    for (uint32_t i = 0; i < server->options.n_threads; i++)
-        n += __atomic_load_n(&server->loop[i].n_conns, __ATOMIC_RELAXED);
-    return n;
-}
-
 void conn_open(struct loop *loop, int fd)
 {
     const struct server_options *options = &loop->server->options;
     struct conn *conn = NULL;
+    uint32_t n_conns = atomic_load_explicit(&loop->n_conns, memory_order_relaxed);
 
-    if (count_conns(loop->server) < options->connections_max)
+    if (server_n_conns(loop->server) < options->connections_max)
         conn = calloc(1, sizeof(*conn));
     if (conn == NULL) {
         refuse(loop, fd);
@@ -78,7 +69,7 @@ void conn_open(struct loop *loop, int fd)
     if (loop->conns != NULL)
         loop->conns->prev = conn;
     loop->conns = conn;
-    loop->n_conns++;
+    atomic_store_explicit(&loop->n_conns, n_conns + 1, memory_order_relaxed);
     ll_hist_bump(&loop->figures.connections, 1);
     want(conn, EV_READ);
 }
@@ -104,7 +95,9 @@ static void conn_free(struct conn *conn)
         loop->conns = conn->next;
     if (conn->next != NULL)
         conn->next->prev = conn->prev;
-    loop->n_conns--;
+    atomic_store_explicit(&loop->n_conns,
+                          atomic_load_explicit(&loop->n_conns, memory_order_relaxed) - 1,
+                          memory_order_relaxed);
     count_body(conn, 0);
     http_parser_free(&conn->parser);
     buffer_free(&conn->pipelined);

@@ -329,13 +329,10 @@ void metrics_write(struct buffer *out, const struct loop *loop)
 {
     const struct server *server = loop->server;
     struct figures *figures = read_figures(loop);
-    uint64_t n_conns = 0;
 
-    for (uint32_t i = 0; i < server->options.n_threads; i++)
-        n_conns += __atomic_load_n(&server->loop[i].n_conns, __ATOMIC_RELAXED);
     gauge(out, "ll_http_up", loop->link != NULL && loop->link_code == 0);
     write_attachments(out, loop);
-    gauge(out, "ll_http_connections", (double)n_conns);
+    gauge(out, "ll_http_connections", (double)server_n_conns(server));
     counter(out, "ll_http_connections_total", SUM(server, connections));
     counter(out, "ll_http_connections_refused_total", SUM(server, connections_refused));
     buffer_text(out, "# TYPE ll_http_replies_total counter\n");

@@ -244,14 +244,14 @@ int server_start(struct server *server)
     return rc;
 }
 
-static bool is_idle(const struct server *server)
+uint32_t server_n_conns(const struct server *server)
 {
-    uint64_t n = 0;
+    uint32_t n = 0;
 
-    /* Read while other threads write it: a look, repeated until it holds. */
+    /* Relaxed: a look at what other threads write; a connection more or less. */
     for (uint32_t i = 0; i < server->options.n_threads; i++)
-        n += __atomic_load_n(&server->loop[i].n_conns, __ATOMIC_RELAXED);
-    return n == 0;
+        n += atomic_load_explicit(&server->loop[i].n_conns, memory_order_relaxed);
+    return n;
 }
 
 void server_stop(struct server *server, uint32_t drain_s)
@@ -262,7 +262,7 @@ void server_stop(struct server *server, uint32_t drain_s)
     atomic_store_explicit(&server->is_draining, true, memory_order_release);
     for (uint32_t i = 0; i < server->options.n_threads; i++)
         loop_wake(&server->loop[i]);
-    while (!is_idle(server) && ll_now_ns() < deadline_ns && !server_is_hurried())
+    while (server_n_conns(server) > 0 && ll_now_ns() < deadline_ns && !server_is_hurried())
         usleep(10000);
     /* Relaxed: each loop looks again within a tick. */
     atomic_store_explicit(&server->must_stop, true, memory_order_relaxed);

@@ -184,7 +184,7 @@ struct loop {
     uint32_t n_picks; /* balance.h */
     struct conn *conns, *dirty;
     struct job *jobs, *waiting; /* all; with requests that found no slot */
-    uint32_t n_conns;
+    _Atomic uint32_t n_conns;   /* one writer, the loop's thread; relaxed: others look at it */
     uint64_t serial;
     pthread_mutex_t lock;
     struct work *inbox;        /* under lock; done */
@@ -215,6 +215,8 @@ void server_name_runtimes(struct server *server);
 int server_start(struct server *server);
 /* Stops accepting, lets running requests end for drain_s seconds, joins the threads. */
 void server_stop(struct server *server, uint32_t drain_s);
+/* Connections of all threads. Any thread. */
+uint32_t server_n_conns(const struct server *server);
 /* main.c: asked to stop a second time. */
 bool server_is_hurried(void);
 /* From any thread: loop takes the work at its next turn. */
