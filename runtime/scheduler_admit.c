@@ -57,7 +57,7 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
 
     if (s->matching != seq->index)
         ll_sched_unmatch(s); /* who was first before has no claim any more */
-    if (seq->n_choices > 1 && !ll_sched_copy_prompt(p, seq))
+    if (seq->n_choices > 1 && (!ll_sched_copy_prompt(p, seq) || !ll_sched_take_pages(p, seq, true)))
         return false;
     bool may = may_look_up(s, seq) && seq->n_chained == seq->n_pages;
     if (may && seq->n_chained == 0)
@@ -75,7 +75,7 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
         seq->chain = chain;
         seq->n_chained++;
     }
-    return seq->n_choices == 1 || ll_sched_take_pages(p, seq);
+    return seq->n_choices == 1 || ll_sched_take_pages(p, seq, false);
 }
 
 void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
@@ -201,10 +201,8 @@ static void set_aside(struct ll_planning *p, struct ll_seq *seq)
 static void look_at_parked(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
-    uint32_t n = (uint32_t)ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX);
 
-    /* A request that ends takes all its choices from the list. */
-    for (; n > 0 && s->parked.n > 0; n--) {
+    for (uint32_t n = ll_min_u64(s->parked.n, LL_SCHED_PARKED_MAX); n > 0; n--) {
         struct ll_seq *seq = &s->pool->seq[s->parked.first];
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;

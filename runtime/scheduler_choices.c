@@ -3,10 +3,10 @@
  * its own pages, slot and end; only the prompt is computed once.
  *
  * One choice, the primary, computes it; the others are held back until its last prompt row was
- * polled. Then they wait in the queue like anybody else and, when they start, take what the prefix
- * cache has of the prompt and the rest of its full pages from a choice that runs, so that at most
- * 64 tokens are left to compute. Who finds neither (all others have ended or are preempted, the
- * cache is off or has lost it) computes the prompt again.
+ * polled. Then they wait in the queue like anybody else and, when they start, take the prompt's
+ * full pages from a choice that runs, or what the prefix cache has of them, so that at most 64
+ * tokens are left to compute. Who finds neither (all others have ended or are preempted, the cache
+ * is off or has lost it) computes the prompt again.
  *
  * A primary that is stopped before the prompt is there hands its part to the next choice. */
 #include "runtime/scheduler_impl.h"
@@ -51,7 +51,7 @@ static struct ll_seq *find_donor(const struct ll_scheduler *s, struct ll_seq *le
     return NULL;
 }
 
-bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq)
+bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq, bool with_chain)
 {
     struct ll_scheduler *s = p->s;
     uint32_t n_full = (seq->n_prompt - 1) / LL_PAGE_TOKENS;
@@ -60,12 +60,18 @@ bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq)
     if (seq->n_pages >= n_full || (seq->flags & LL_REQ_PROMPT_LOGPROBS) != 0)
         return true;
     struct ll_seq *donor = find_donor(s, ll_seq_leader(s->pool, seq), seq, n_full);
-    for (; donor != NULL && seq->n_pages < n_full; p->n_shares--) {
+    if (donor == NULL || (with_chain && donor->n_chained != n_full))
+        return true;
+    for (; seq->n_pages < n_full; p->n_shares--) {
         if (p->n_shares == 0)
             return false;
         ll_kv_share(s->kv, donor, seq->n_pages);
         ll_kv_attach(s->kv, seq, donor->page[seq->n_pages]);
         s->matching = seq->index;
+    }
+    if (donor->n_chained == n_full) {
+        seq->chain = donor->chain;
+        seq->n_chained = n_full;
     }
     return true;
 }
@@ -115,22 +121,24 @@ static void hand_over(struct ll_scheduler *s, struct ll_seq *leader, const struc
 void ll_sched_end_choice(struct ll_scheduler *s, struct ll_seq *seq)
 {
     struct ll_seq *leader = ll_seq_leader(s->pool, seq);
+    bool is_alone = seq->end == LL_END_STOP || seq->end == LL_END_LENGTH;
 
-    if (seq->end == LL_END_STOP || seq->end == LL_END_LENGTH) {
+    if (leader->request_end != LL_END_NONE)
+        return; /* all are marked */
+    if (is_alone) {
         if (leader->primary == seq->index)
             hand_over(s, leader, seq);
         if (leader->is_lost || leader->is_cancelled)
             ll_seq_mark_request(s->pool, leader); /* it may have borne the mark */
         return;
     }
-    if (leader->request_end != LL_END_NONE)
-        return; /* one of the others below */
     leader->request_end = seq->end;
     leader->request_code = seq->end_code;
     leader->primary = LL_NONE;
+    /* Not at once: 128 ends are too many for a step, and callers may be walking a list. */
     for (uint32_t c = 0; c < leader->n_choices; c++) {
         struct ll_seq *other = ll_seq_member(s->pool, leader, c);
         if (other != NULL && (other->state == LL_SEQ_WAITING || other->state == LL_SEQ_RUNNING))
-            ll_sched_end(s, other, seq->end, seq->end_code);
+            ll_seq_mark(s->pool, other);
     }
 }

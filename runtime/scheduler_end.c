@@ -63,7 +63,9 @@ bool ll_sched_end_if_due(struct ll_scheduler *s, struct ll_seq *seq, uint64_t no
 {
     const struct ll_seq *leader = ll_seq_leader(s->pool, seq);
 
-    if (leader->is_lost)
+    if (leader->request_end != LL_END_NONE)
+        ll_sched_end(s, seq, leader->request_end, leader->request_code);
+    else if (leader->is_lost)
         ll_sched_end(s, seq, LL_END_LOST, 0);
     else if (leader->is_cancelled)
         ll_sched_end(s, seq, LL_END_CANCELLED, 0);

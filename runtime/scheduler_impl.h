@@ -95,11 +95,12 @@ void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq);
 /* Prompt ids from the request's leader; false: the call's shares are used up, go on in the next
  * one. */
 bool ll_sched_copy_prompt(struct ll_planning *p, struct ll_seq *seq);
-/* Full pages of the prompt that another choice has; false: likewise. */
-bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq);
+/* Full pages of the prompt that another choice has; with_chain: only if it knows their place in the
+ * prefix cache too, which spares the look-ups. false: likewise. */
+bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq, bool with_chain);
 /* A row of it was polled: is the prompt there for the choices that wait for it? */
 void ll_sched_release_held(struct ll_scheduler *s, const struct ll_seq *seq);
-/* It has ended: by itself, or with its request, which ends the others. */
+/* It has ended: by itself, or with its request; then the others end with the next plans. */
 void ll_sched_end_choice(struct ll_scheduler *s, struct ll_seq *seq);
 
 /* ---- scheduler_swap.c -------------------------------------------------------------------------*/

@@ -129,8 +129,6 @@ void ll_sched_run_decode(struct ll_planning *p)
         struct ll_seq *seq = &pool->seq[i];
         next = seq->next;
         fetch_ahead(p);
-        if (seq->state != LL_SEQ_RUNNING)
-            break; /* it has stalled, with the choice before it: the rest is in the next plan */
         if (seq->is_preempted || seq->is_prefill || ll_sched_is_copying(seq) ||
             seq->pos_hi + 1 > ll_sched_tokens_max(s, seq) - 1)
             continue; /* P6: the last token is on its way */

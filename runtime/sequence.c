@@ -310,6 +310,7 @@ void ll_seq_mark_request(struct ll_seq_pool *pool, struct ll_seq *leader)
 static void check_request(const struct ll_seq_pool *pool, const struct ll_seq *leader)
 {
     uint32_t n_members = 0, n_untold = 0, n_open = 0, n_marked = 0;
+    bool is_over = leader->request_end != LL_END_NONE;
 
     for (uint32_t c = 0; c < leader->n_choices; c++) {
         const struct ll_seq *seq = ll_seq_member(pool, leader, c);
@@ -324,7 +325,9 @@ static void check_request(const struct ll_seq_pool *pool, const struct ll_seq *l
         n_open += is_open;
         n_marked += seq->is_marked;
         /* Q7: who is held waits for somebody. */
-        LL_ASSERT(!seq->is_held || (seq->state == LL_SEQ_WAITING && leader->primary != LL_NONE));
+        LL_ASSERT(!seq->is_held || seq->state == LL_SEQ_WAITING);
+        LL_ASSERT(!seq->is_held || is_over || leader->primary != LL_NONE);
+        LL_ASSERT(!is_over || seq->is_marked || !is_open);
     }
     LL_ASSERT(n_members == leader->n_members && n_untold == leader->n_untold);
     /* Whoever sets one of these tells the scheduler. */

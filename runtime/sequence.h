@@ -168,7 +168,7 @@ struct ll_seq {
     uint8_t place_n;       /* so many choices */
     uint32_t place_work;   /* and what they were foreseen to cost, in tokens */
 
-    enum ll_end request_end; /* NONE: as its choices end */
+    enum ll_end request_end; /* NONE: as its choices end; else all that are open are marked */
     int32_t request_code;    /* LL_E_*, with FAILED */
     uint32_t n_cached;       /* prompt tokens from the prefix cache */
     uint64_t n_out;          /* tokens of choices that were told */
