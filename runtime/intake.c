@@ -349,7 +349,7 @@ void ll_intake_check(const struct ll_intake *intake)
 {
     uint32_t n_clients = 0, n_polled = 0;
 
-    for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {
+    for (uint32_t i = 0; i < intake->outlet->n_ids; i++) { /* which had them all */
         const struct ll_attachment *client = intake->client[i];
         if (client == NULL)
             continue;

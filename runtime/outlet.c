@@ -27,6 +27,7 @@ void ll_outlet_attach(struct ll_outlet *outlet, struct ll_attachment *client)
 {
     LL_ASSERT(client->id < LL_ATTACHMENTS_MAX && outlet->client[client->id] == NULL);
     outlet->client[client->id] = client;
+    outlet->n_ids = (uint32_t)ll_max_u64(outlet->n_ids, client->id + 1);
 }
 
 void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client)
@@ -557,16 +558,20 @@ void ll_outlet_check(const struct ll_outlet *outlet)
 {
     const struct ll_stats *s = outlet->stats;
     const struct ll_seq_pool *pool = outlet->pool;
-    int64_t reserved[LL_ATTACHMENTS_MAX] = {0};
-    uint32_t n_open[LL_ATTACHMENTS_MAX] = {0}, n_seqs[LL_ATTACHMENTS_MAX] = {0};
+    int64_t reserved[LL_ATTACHMENTS_MAX];
+    uint32_t n_open[LL_ATTACHMENTS_MAX], n_seqs[LL_ATTACHMENTS_MAX];
     uint64_t n_untold = 0;
     uint32_t n_starved = 0;
+
+    memset(reserved, 0, outlet->n_ids * sizeof(reserved[0]));
+    memset(n_open, 0, outlet->n_ids * sizeof(n_open[0]));
+    memset(n_seqs, 0, outlet->n_ids * sizeof(n_seqs[0]));
 
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
         if (seq->state == LL_SEQ_FREE)
             continue;
-        LL_ASSERT(seq->client < LL_ATTACHMENTS_MAX && outlet->client[seq->client] != NULL);
+        LL_ASSERT(seq->client < outlet->n_ids && outlet->client[seq->client] != NULL);
         LL_ASSERT(!seq->is_told || seq->state == LL_SEQ_ENDING);
         n_seqs[seq->client]++;
         if (seq->leader != i)
@@ -580,7 +585,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
         n_open[seq->client] += is_open;
         n_untold += is_open && seq->state != LL_SEQ_INTAKE;
     }
-    for (uint32_t i = 0; i < LL_ATTACHMENTS_MAX; i++) {
+    for (uint32_t i = 0; i < outlet->n_ids; i++) {
         const struct ll_attachment *client = outlet->client[i];
         if (client == NULL) {
             LL_ASSERT(n_seqs[i] == 0);

@@ -21,6 +21,7 @@
 
 struct ll_outlet {
     struct ll_attachment *client[LL_ATTACHMENTS_MAX]; /* by id; NULL: none */
+    uint32_t n_ids;                                   /* one more than the largest id there was */
     struct ll_seq_pool *pool;
     struct ll_stats *stats;
     struct ll_mailbox *to_control;

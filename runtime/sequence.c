@@ -416,8 +416,13 @@ void ll_seq_check(const struct ll_seq_pool *pool)
     uint32_t n_at[LL_COUNT(pool->n_at_priority)] = {0};
     for (uint32_t i = pool->list[LL_SEQ_RUNNING].first; i != LL_NONE; i = pool->seq[i].next)
         n_at[pool->seq[i].priority + 128]++;
-    for (uint32_t i = 0; i < LL_COUNT(n_at); i++) {
-        LL_ASSERT(n_at[i] == pool->n_at_priority[i]);
-        LL_ASSERT((pool->priorities[i / 64] >> i % 64 & 1) == (n_at[i] > 0));
-    }
+    LL_ASSERT(memcmp(n_at, pool->n_at_priority, sizeof(n_at)) == 0);
+    for (uint32_t word = 0; word < LL_COUNT(pool->priorities); word++)
+        for (uint64_t left = pool->priorities[word]; left != 0; left &= left - 1) {
+            uint32_t place = word * 64 + (uint32_t)__builtin_ctzll(left);
+            LL_ASSERT(n_at[place] > 0);
+            n_at[place] = 0;
+        }
+    static const uint32_t none[LL_COUNT(n_at)];
+    LL_ASSERT(memcmp(n_at, none, sizeof(n_at)) == 0); /* no bit is missing */
 }
