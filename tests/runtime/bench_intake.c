@@ -161,7 +161,8 @@ static double request_ns(double *event_ns)
                 ll_bell_push(&b.bell, ll_word_pack(LL_OP_SUBMIT, 0, 1, s));
             }
             uint64_t start_ns = ll_now_ns();
-            ll_intake_poll(&b.intake, 2);
+            for (uint32_t s = 0; s < SLOTS; s += LL_INTAKE_WORDS_TURN)
+                ll_intake_poll(&b.intake, 2);
             spent_ns += ll_now_ns() - start_ns;
             if (b.pool.list[LL_SEQ_WAITING].n != SLOTS)
                 exit(1);
