@@ -560,7 +560,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
     const struct ll_seq_pool *pool = outlet->pool;
     int64_t reserved[LL_ATTACHMENTS_MAX];
     uint32_t n_open[LL_ATTACHMENTS_MAX], n_seqs[LL_ATTACHMENTS_MAX];
-    uint64_t n_untold = 0;
+    uint64_t n_untold = 0, n_intake = 0;
     uint32_t n_starved = 0;
 
     memset(reserved, 0, outlet->n_ids * sizeof(reserved[0]));
@@ -584,6 +584,7 @@ void ll_outlet_check(const struct ll_outlet *outlet)
             (int64_t)seq->n_booked + is_open + (has_choices ? (int64_t)seq->n_untold : 0); /* O1 */
         n_open[seq->client] += is_open;
         n_untold += is_open && seq->state != LL_SEQ_INTAKE;
+        n_intake += seq->state == LL_SEQ_INTAKE;
     }
     for (uint32_t i = 0; i < outlet->n_ids; i++) {
         const struct ll_attachment *client = outlet->client[i];
@@ -600,9 +601,8 @@ void ll_outlet_check(const struct ll_outlet *outlet)
     }
     LL_ASSERT(n_starved == outlet->n_starved);
     ll_waiting_check(&outlet->waiting, pool);
-    LL_ASSERT(ll_stat_get(&s->requests_submitted) == ll_stat_get(&s->requests_rejected) +
-                                                         ll_stat_get(&s->requests_accepted) +
-                                                         pool->list[LL_SEQ_INTAKE].n);
+    LL_ASSERT(ll_stat_get(&s->requests_submitted) ==
+              ll_stat_get(&s->requests_rejected) + ll_stat_get(&s->requests_accepted) + n_intake);
     LL_ASSERT(ll_stat_get(&s->requests_accepted) ==
               ll_stat_get(&s->requests_finished) + ll_stat_get(&s->requests_cancelled) +
                   ll_stat_get(&s->requests_expired) + ll_stat_get(&s->requests_stalled) +

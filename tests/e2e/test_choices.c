@@ -186,6 +186,22 @@ static void seeded_choices_differ_and_are_the_same_among_others(void **state)
         assert_same(&alone.choice[c], &among.choice[c]);
 }
 
+/* Biases lie with the request's first sequence: the others must find them. */
+static void a_bias_holds_for_every_choice(void **state)
+{
+    (void)state;
+    const struct ll_logit_bias bias[] = {{.id = 40, .bias = 100.0f}};
+    struct ll_request request = make_request(N_CHOICES, 0.0f);
+    struct answer answer;
+
+    request.bias = bias;
+    request.n_bias = 1;
+    run(&request, &answer);
+    for (uint32_t c = 0; c < N_CHOICES; c++)
+        for (uint32_t i = 0; i < TOKENS_MAX; i++)
+            assert_int_equal(answer.choice[c].id[i], 40);
+}
+
 static void one_choice_is_stopped_and_the_others_go_on(void **state)
 {
     (void)state;
@@ -265,6 +281,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(greedy_choices_are_equal_and_as_one_alone),
         cmocka_unit_test(seeded_choices_differ_and_are_the_same_among_others),
+        cmocka_unit_test(a_bias_holds_for_every_choice),
         cmocka_unit_test(one_choice_is_stopped_and_the_others_go_on),
         cmocka_unit_test(cancel_ends_all_choices_with_one_finish),
         cmocka_unit_test(more_choices_than_there_can_be_are_refused_here),

@@ -54,7 +54,7 @@ static const struct ll_gate_limits desk_limits = {
     .context_max = DESK_CONTEXT,
     .n_prompt_max = DESK_CONTEXT - 1,
     .n_pages_total = 100000,
-    .n_max = 1,
+    .n_max = LL_CHOICES_MAX,
     .n_top_max = 20,
 };
 

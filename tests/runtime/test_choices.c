@@ -125,6 +125,39 @@ static void nobody_starts_before_the_prompt_is_there(void **state)
     rig_close(&rig);
 }
 
+/* Biases and random stream, as the device is told. */
+static void each_choice_is_set_up_with_its_number_and_the_biases_of_the_request(void **state)
+{
+    (void)state;
+    struct ll_plan_row row = {.n_tokens = 1};
+    const struct ll_plan plan = {.row = &row, .n_rows = 1, .n_tokens = 1};
+    struct ll_batch_maker maker;
+    struct ll_seq_pool pool;
+    struct ll_batch batch;
+
+    assert_int_equal(ll_seq_pool_init(&pool, 4, 100), 0);
+    assert_int_equal(ll_batch_maker_init(&maker, 1), 0);
+    struct ll_seq *leader = ll_seq_take(&pool, 0);
+    leader->n_prompt = 1;
+    leader->n_bias = 2;
+    leader->seed = 9;
+    ll_seq_fork(&pool, leader, 3);
+    for (uint32_t c = 0; c < 3; c++) {
+        struct ll_seq *seq = ll_seq_member(&pool, leader, c);
+        seq->device_slot = c;
+        seq->needs_init = true;
+        row.seq = seq->index;
+        ll_batch_build(&maker, &plan, &pool, 0, &batch);
+        assert_int_equal(batch.n_inits, 1);
+        assert_int_equal(batch.inits[0].choice, c);
+        assert_int_equal(batch.inits[0].seed, 9);
+        assert_int_equal(batch.inits[0].n_bias, 2);
+        assert_ptr_equal(batch.inits[0].bias, leader->bias);
+    }
+    ll_batch_maker_free(&maker);
+    ll_seq_pool_free(&pool);
+}
+
 /* ---- ends -------------------------------------------------------------------------------------*/
 
 static void a_choice_that_is_stopped_gives_its_pages_back_and_the_others_go_on(void **state)
@@ -414,6 +447,7 @@ int main(void)
         cmocka_unit_test(the_pages_of_the_prompt_are_the_same),
         cmocka_unit_test(a_prompt_of_whole_pages_leaves_the_last_to_each),
         cmocka_unit_test(nobody_starts_before_the_prompt_is_there),
+        cmocka_unit_test(each_choice_is_set_up_with_its_number_and_the_biases_of_the_request),
         cmocka_unit_test(a_choice_that_is_stopped_gives_its_pages_back_and_the_others_go_on),
         cmocka_unit_test(the_first_choice_may_end_before_the_others),
         cmocka_unit_test(a_first_choice_stopped_in_its_prompt_hands_the_prompt_over),
