@@ -123,15 +123,15 @@ for _ in 1 2 3 4 5 6; do
         sleep 0.02
     done
     died=$runtime
-    kill -SEGV "$died"
+    kill -ABRT "$died"
 done
-ends "$serve_pid" 139 "llring serve, whose runtime cannot live"
+ends "$serve_pid" 134 "llring serve, whose runtime cannot live"
 serve_pid=
 says "$scratch/serve.err" "llringd has ended 6 times, each within 30 s of its start" "given up"
 
 echo "-- without restarts the end of one is the end of both"
 start_serve --no-restart
-kill -SEGV "$(child_of_serve llringd)"
-ends "$serve_pid" 139 "llring serve --no-restart"
+kill -ABRT "$(child_of_serve llringd)"
+ends "$serve_pid" 134 "llring serve --no-restart"
 serve_pid=
 finish
