@@ -233,6 +233,25 @@ static void each_end_is_told_once_in_its_own_words(void **state)
     }
 }
 
+static void a_call_tells_32_ends_and_the_next_goes_on(void **state)
+{
+    (void)state;
+    desk_open(&desk, 50, false);
+    for (uint32_t i = 0; i < 40; i++)
+        desk_submit(&desk, i / 20, i % 20, 4);
+    for (uint32_t turn = 0; turn < 4; turn++)
+        desk_turn(&desk);
+    for (uint32_t i = 0; i < 40; i++)
+        desk_end(&desk, desk_seq(&desk, i / 20, i % 20), LL_END_LENGTH);
+    desk_publish_ends(&desk);
+    assert_int_equal(DESK_STAT(&desk, requests_finished), 32);
+    assert_int_equal(desk.pool.list[LL_SEQ_ENDING].n, 8);
+    desk_publish_ends(&desk);
+    assert_int_equal(DESK_STAT(&desk, requests_finished), 40);
+    assert_int_equal(desk.pool.list[LL_SEQ_FREE].n, 50);
+    desk_close(&desk);
+}
+
 static void the_window_holds_256_events_not_taken(void **state)
 {
     (void)state;
@@ -516,6 +535,7 @@ int main(void)
         cmocka_unit_test(tokens_and_their_tops_arrive_in_order),
         cmocka_unit_test(prompt_logprobs_come_ten_an_event_with_their_tops),
         cmocka_unit_test(each_end_is_told_once_in_its_own_words),
+        cmocka_unit_test(a_call_tells_32_ends_and_the_next_goes_on),
         cmocka_unit_test(the_window_holds_256_events_not_taken),
         cmocka_unit_test(rows_in_flight_count_in_the_window),
         cmocka_unit_test(a_full_ring_starves_rows_but_not_the_ends),

@@ -1030,6 +1030,69 @@ static void idle_pages_go_the_longest_unused_first(void **state)
     apply();
 }
 
+static void idle_pages_become_free_in_pieces_for_a_long_prompt(void **state)
+{
+    (void)state;
+    make(80, 4000, 12);
+    f.scheduler.limits.context_max = CONTEXT;
+    for (uint32_t i = 0; i < 5; i++) {
+        struct ll_seq *a = arrive(1000, 1);
+        while (a->state != LL_SEQ_FREE)
+            if (plan()->n_rows > 0)
+                apply();
+    }
+    uint32_t n_free = f.kv.n_free, n_wanted = ll_kv_pages_for(1001);
+    assert_int_equal(f.kv.n_idle, 75);
+    struct ll_seq *b = arrive(1000, 1);
+    struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_starts = 1};
+    ll_sched_adopt(&f.scheduler);
+    for (uint32_t i = 1; n_free + 4 * i < n_wanted; i++) {
+        p.n_lookups = p.n_evict = 4;
+        ll_sched_admit(&p, 1000);
+        assert_int_equal(f.kv.n_free, n_free + 4 * i);
+        assert_int_equal(b->state, LL_SEQ_WAITING);
+        check();
+    }
+    p.n_lookups = p.n_evict = 4;
+    ll_sched_admit(&p, 1000);
+    assert_int_equal(b->state, LL_SEQ_RUNNING);
+    plan();
+    apply();
+}
+
+static void a_call_starts_as_many_as_its_bound_and_the_next_goes_on(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    for (uint32_t i = 0; i < 3; i++)
+        arrive(10, 5);
+    struct ll_planning p = {.s = &f.scheduler, .now_ns = f.now_ns, .n_starts = 2, .n_lookups = 9};
+    ll_sched_adopt(&f.scheduler);
+    ll_sched_admit(&p, 1000);
+    assert_int_equal(f.pool.list[LL_SEQ_RUNNING].n, 2);
+    p.n_starts = 2;
+    ll_sched_admit(&p, 1000);
+    assert_int_equal(f.pool.list[LL_SEQ_RUNNING].n, 3);
+    plan();
+    apply();
+}
+
+static void what_was_cancelled_or_is_due_ends_while_the_device_works(void **state)
+{
+    (void)state;
+    make(100, 1000, 10);
+    struct ll_seq *a = arrive(10, 50), *b = arrive(10, 50);
+    b->deadline_ns = f.now_ns + 50000;
+    plan();
+    cancel(a);
+    assert_true(ll_scheduler_prepare(&f.scheduler, f.now_ns) > 0);
+    assert_int_equal(a->state, LL_SEQ_ENDING);
+    assert_int_equal(b->state, LL_SEQ_RUNNING);
+    assert_true(ll_scheduler_prepare(&f.scheduler, b->deadline_ns) > 0);
+    assert_int_equal(b->state, LL_SEQ_ENDING);
+    apply();
+}
+
 static void a_long_prompt_is_looked_up_in_pieces(void **state)
 {
     (void)state;
@@ -1192,6 +1255,9 @@ int main(void)
         TEST(who_may_not_share_finds_nothing),
         TEST(a_nan_empties_the_cache),
         TEST(idle_pages_go_the_longest_unused_first),
+        TEST(idle_pages_become_free_in_pieces_for_a_long_prompt),
+        TEST(a_call_starts_as_many_as_its_bound_and_the_next_goes_on),
+        TEST(what_was_cancelled_or_is_due_ends_while_the_device_works),
         TEST(a_long_prompt_is_looked_up_in_pieces),
         TEST(a_waiting_sequence_gives_cached_pages_up_to_running_ones),
         TEST(who_overtakes_finds_no_pages_kept_back),
