@@ -5,6 +5,7 @@
 source "$1/tests/http/proxy.sh"
 start_runtime "$model"
 start_proxy
+[ -z "$is_slow" ] || limit_s=170
 run 0 python3 "$source_dir/tests/http/api.py" "$port"
 cat "$out"
 stop_proxy
