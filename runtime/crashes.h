@@ -9,13 +9,16 @@
  * crash: whoever sends it has his own reasons. The next runtime at this socket reads the file.
  *
  *   C1  a request is refused when three crashes within 5 minutes had it, the last of them less than
- *       an hour ago; all follows from the blocks in the file, nothing else is kept
+ *       an hour ago; all follows from the blocks in the file, nothing else is kept. An innocent one
+ *       that was sent again each time and open in the same three is refused with the guilty: which
+ *       of them it was cannot be told from outside
  *   C2  while nothing crashes nothing is written: the only cost is one hash a request, of at most
  *       64 KiB, made from ids that were just copied
  *   C3  equal requests have equal hashes: ids and parameters, but not the seed, the tag or who
- * asks; a client that tries again is recognised C4  the file is read as if a stranger had written
- * it; without one, or where it cannot be written, the runtime serves all the same C5  a runtime
- * that ends as asked removes a file that has nothing more to say */
+ *       asks; a client that tries again is recognised
+ *   C4  the file is read as if a stranger had written it; without one, or where it cannot be
+ *       written, the runtime serves all the same
+ *   C5  a runtime that ends as asked removes a file that has nothing more to say */
 #ifndef RUNTIME_CRASHES_H
 #define RUNTIME_CRASHES_H
 
