@@ -7,8 +7,9 @@
  *       or comes moves no page but its own.
  *   B3  Unless the preferred one's load is more than a quarter and four requests above the least:
  *       then, and for prompts shorter than a page, it is the least loaded one, in turn among
- * equals. B4  Load: requests open there, those of this proxy as it counts them, those of others as
- * the runtime last told. */
+ *       equals.
+ *   B4  Load: requests open there, those of this proxy as it counts them, those of others as the
+ *       runtime last told. */
 #ifndef TOOLS_HTTP_BALANCE_H
 #define TOOLS_HTTP_BALANCE_H
 
