@@ -2,6 +2,7 @@
 /* tests/runtime/test_choices.c - requests for several choices: one prefill, shared pages, an end of
  * their own each, one terminal event. The rig holds each choice's tokens against the fake model. */
 #include "tests/runtime/rig.h"
+#include "runtime/scheduler_impl.h"
 
 static struct rig rig;
 
@@ -266,6 +267,28 @@ static void cancel_ends_all_choices_wherever_they_are(void **state)
     rig_close(&rig);
 }
 
+/* One choice bears the mark of a cancel until the next plan; it may end before that. */
+static void a_cancel_outlives_the_choice_that_bears_its_mark(void **state)
+{
+    (void)state;
+    const struct rig_config config = {0};
+    const struct rig_spec spec = {.n_prompt = 70, .max_tokens = 400, .min_tokens = 400, .n = 3};
+
+    open_rig(&config);
+    int slot = rig_submit(&rig, 0, &spec);
+    turn_until_running(3);
+    struct ll_seq *leader = sequence(slot, 0);
+    leader->is_cancelled = true;
+    ll_seq_mark_request(&rig.engine.pool, leader);
+    assert_true(leader->is_marked);
+    ll_sched_end(&rig.engine.scheduler, leader, LL_END_STOP, 0);
+    assert_true(sequence(slot, 1)->is_marked);
+    rig_finish(&rig, 100);
+    assert_int_equal(request(slot)->choice[0].reason, LL_FINISH_STOP);
+    assert_int_equal(request(slot)->reason, LL_FINISH_CANCELLED);
+    rig_close(&rig);
+}
+
 static void a_deadline_ends_all_choices_with_one_error(void **state)
 {
     (void)state;
@@ -453,6 +476,7 @@ int main(void)
         cmocka_unit_test(a_first_choice_stopped_in_its_prompt_hands_the_prompt_over),
         cmocka_unit_test(all_stopped_before_the_start_is_a_finished_request),
         cmocka_unit_test(cancel_ends_all_choices_wherever_they_are),
+        cmocka_unit_test(a_cancel_outlives_the_choice_that_bears_its_mark),
         cmocka_unit_test(a_deadline_ends_all_choices_with_one_error),
         cmocka_unit_test(a_reader_that_sleeps_stalls_once_for_all_choices),
         cmocka_unit_test(a_client_that_dies_takes_all_choices_along),
