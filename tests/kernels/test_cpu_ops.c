@@ -72,7 +72,8 @@ static void check_dots(uint32_t n_rows, uint32_t n_tokens, uint32_t k16, enum ll
         out[i] = poisoned(n_out);
         inners[i]->dots(out[i], n_rows, &w, x, ld_x, n_rows, n_tokens, k16);
         check_guard(out[i], n_out);
-        assert_within(distance(out[i], want, n_out), F32_TOLERANCE, inners[i]->name);
+        if (n_out >= 16) /* fewer sums may all have cancelled to almost nothing */
+            assert_within(distance(out[i], want, n_out), F32_TOLERANCE, inners[i]->name);
         for (size_t j = 0; j < n_out; j++) /* no single one is far off either */
             assert_within(fabs((double)out[i][j] - want[j]), 1e-6 * worst_sum, inners[i]->name);
         assert_same_bits(out[i], out[0], n_out, inners[i]->name);
