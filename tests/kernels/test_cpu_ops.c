@@ -235,7 +235,10 @@ static void rmsnorm_and_swiglu_are_within_fp32_of_double(void **state)
                 check_guard(out[i][j], n16);
                 assert_same_bits(out[i][j], out[0][j], n16, inners[i]->name);
                 double error = distance(out[i][j], j < 2 ? norm : glu, n);
-                assert_within(error, j % 2 == 0 ? F32_TOLERANCE : 8e-3, inners[i]->name);
+                /* Roundings of 2^-8: many numbers average them, one may have three at once, and far
+                 * below zero the gate's exponential makes more of its own. */
+                double bf16_tolerance = n < 64 ? 4e-2 : 8e-3;
+                assert_within(error, j % 2 == 0 ? F32_TOLERANCE : bf16_tolerance, inners[i]->name);
             }
             /* With bf16 every number is one. */
             for (uint32_t e = 0; e < n16; e++)
