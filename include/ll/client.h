@@ -41,23 +41,45 @@ extern "C" {
 #define LL_VERSION_PATCH 0
 
 /* ---- errors ------------------------------------------------------------------------------
- * The same numbers stand in ERROR outputs. HTTP: the status the proxy answers with. */
+ * The same numbers stand in ERROR outputs. HTTP: the status the proxy answers with. What to do:
+ *
+ *   AGAIN         ll_client_poll() or _wait() until something has ended, then submit again
+ *   INVAL         mend the field that the text names; sending it again will not help
+ *   TOO_LONG      shorten the prompt or lower max_tokens
+ *   NEVER_FITS    shorten the request or lower n; or start the runtime with more KV memory
+ *   BUSY          send it again, not before retry_ms have passed. The waiting queue is full, has no
+ *                 more of it for this user or tenant, or so much waits that deadline_ns would be
+ *                 missed: then a later deadline, or another runtime, is the better answer
+ *   QUOTA         close what is not used, or ask whoever runs the machine for larger limits
+ *   ABI           install library and runtime of the same version
+ *   PROTOCOL      close the handle, open another, send again what was open; and report it
+ *   STALLED       read outputs faster, then send it again; others were not held up
+ *   DEADLINE      send it again with a later deadline, if the answer is still wanted. It was
+ *                 accepted and ended in the queue or half way
+ *   RUNTIME_LOST  close the handle, open another and send again: nothing more will come
+ *   TIMEOUT       the runtime may come back: try again in a second, or give up
+ *   FORKED        open a handle in the child; close this one there, which only frees memory
+ *   DRAINING      send it to another runtime, or again once this one has been started anew
+ *   BACKEND       as RUNTIME_LOST: the runtime ends, whoever supervises it starts it again
+ *   UNSUPPORTED   leave out what the text names, or use a runtime that has it
+ *   DENIED        ask whoever runs the machine for access
+ *   QUARANTINED   do not send it again: find out what is in it */
 enum ll_error_code {
-    LL_E_AGAIN = -1001,        /* 429 all slots or the arena are in use; poll, then try again */
+    LL_E_AGAIN = -1001,        /* 429 all slots or the arena are in use */
     LL_E_INVAL = -1002,        /* 400 a field is outside its range; the text names it */
-    LL_E_TOO_LONG = -1003,     /* 400 prompt plus output exceed the context; shorten one */
+    LL_E_TOO_LONG = -1003,     /* 400 prompt plus output exceed the context */
     LL_E_NEVER_FITS = -1004,   /* 400 more KV pages or choices than the runtime has room for */
-    LL_E_BUSY = -1005,         /* 429 waiting queue full; retry after retry_ms */
+    LL_E_BUSY = -1005,         /* 429 too many wait; retry_ms says when to come again */
     LL_E_QUOTA = -1006,        /* 429 attachments, descriptors or memory of this user used up */
     LL_E_ABI = -1007,          /* 500 runtime and library speak different wire versions */
-    LL_E_PROTOCOL = -1008,     /* 500 the peer broke the shared-memory protocol; reopen */
+    LL_E_PROTOCOL = -1008,     /* 500 the peer broke the shared-memory protocol */
     LL_E_STALLED = -1009,      /* 408 the application did not read its tokens for 30 s */
     LL_E_DEADLINE = -1010,     /* 408 the request's deadline passed */
-    LL_E_RUNTIME_LOST = -1011, /* 503 the runtime is gone; reopen and send again */
+    LL_E_RUNTIME_LOST = -1011, /* 503 the runtime is gone */
     LL_E_TIMEOUT = -1012,      /* 503 the runtime has shown no sign of life for 5 s */
-    LL_E_FORKED = -1013,       /* 500 the handle belongs to the parent process; open a new one */
+    LL_E_FORKED = -1013,       /* 500 the handle belongs to the parent process */
     LL_E_DRAINING = -1014,     /* 503 the runtime is stopping and takes no new requests */
-    LL_E_BACKEND = -1015,      /* 500 the device failed; the runtime restarts */
+    LL_E_BACKEND = -1015,      /* 500 the device failed */
     LL_E_UNSUPPORTED = -1016,  /* 400 known, but this runtime cannot do it */
     LL_E_DENIED = -1017,       /* 401 this user may not do that */
     LL_E_QUARANTINED = -1018,  /* 400 the runtime crashed three times with this request open */
