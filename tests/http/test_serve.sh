@@ -65,6 +65,11 @@ EOF
 run 1 "$llring" serve --model meta-llama/Llama-3.2-1B --port 0 --socket "$scratch/none.sock"
 says "$err" "meta-llama/Llama-3.2-1B" "nothing is downloaded"
 
+echo "-- a second one at the same socket is refused before its proxy serves the first one's model"
+run 1 "$llring" serve "$model" --port 0 --socket "$socket"
+says "$err" "a runtime that serves meta-llama/Llama-3.1-8B-Instruct is there already, at $socket" "--socket"
+grep -q "listening" "$err" && fail "the second proxy was started"
+
 echo "-- a proxy that dies comes back"
 first=$(proxy_of_serve)
 kill -KILL "$first"

@@ -132,11 +132,15 @@ static void on_runtime(evutil_socket_t fd, short what, void *context)
 
 static void say_attached(const struct attachment *at, bool is_again)
 {
-    const struct loop *loop = at->loop;
+    struct loop *loop = at->loop;
     struct server *server = loop->server;
+    bool is_first = !loop->has_greeted;
 
-    /* Relaxed: only decides who greets. */
-    if (!atomic_exchange_explicit(&server->has_said_hello, true, memory_order_relaxed))
+    /* The last thread says so: before, a connection could be one's that has no runtime yet.
+     * Relaxed: only decides who greets. */
+    loop->has_greeted = true;
+    if (is_first && atomic_fetch_add_explicit(&server->n_greeted, 1, memory_order_relaxed) + 1 ==
+                        server->options.n_threads)
         server_say_hello(server, at->link);
     else if (loop->index == 0 && (is_again || server->n_runtimes > 1))
         ll_info("attached to the runtime%s: model %s at %s", is_again ? " again" : "",

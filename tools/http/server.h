@@ -189,6 +189,7 @@ struct loop {
     pthread_mutex_t lock;
     struct work *inbox;        /* under lock; done */
     bool is_draining, is_deaf; /* deaf: out of descriptors, not listening for a moment */
+    bool has_greeted;          /* it has had an attachment */
     uint64_t log_ns;
     struct loop_figures figures;
 };
@@ -204,7 +205,8 @@ struct server {
     uint32_t n_keys;
     uint64_t secret[2]; /* random: salts */
     _Atomic uint64_t body_bytes;
-    _Atomic bool is_draining, must_stop, has_said_hello;
+    _Atomic bool is_draining, must_stop;
+    _Atomic uint32_t n_greeted;              /* loops that have had an attachment */
     int tcp_fd[SERVER_THREADS_MAX], unix_fd; /* -1: none */
     uint64_t start_time;                     /* of the epoch, seconds */
 };

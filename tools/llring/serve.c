@@ -6,8 +6,11 @@
 #include "tools/llring/process.h"
 #include "tools/llring/supervise.h"
 #include "tools/llring/terminal.h"
+#include "ll/client.h"
 
 #include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define ARGUMENTS_MAX 256
 
@@ -160,6 +163,43 @@ static int help(void)
     return pid < 0 ? EXIT_FAILED : process_wait(pid);
 }
 
+/* The runtime's default socket, named to both: the proxy alone would also look in /run/llring and
+ * might find somebody else's runtime there. A file of --config may name another. */
+static void name_socket(struct serve_options *o, char **operands, int n_operands)
+{
+    static char path[256];
+    const char *directory = getenv("XDG_RUNTIME_DIR"), *named = getenv("LLRING_SOCKET");
+
+    for (int i = 0; i < n_operands; i++)
+        if (strncmp(operands[i], "--config", 8) == 0)
+            return;
+    if (o->socket != NULL || (named != NULL && named[0] != 0))
+        return;
+    bool has_directory = directory != NULL && directory[0] != 0;
+    int n =
+        snprintf(path, sizeof(path), "%s/llring/llring.sock", has_directory ? directory : "/run");
+    if (n < (int)sizeof(path))
+        o->socket = path; /* else llringd says so */
+}
+
+/* Before anything is started: the proxy would serve the other's model while ours is refused. */
+static int refuse_second(const struct serve_options *o)
+{
+    struct ll_client_options options = {.struct_bytes = sizeof(options), .socket = o->socket};
+    struct ll_client_info info = {.struct_bytes = sizeof(info)};
+    struct ll_client *client;
+
+    if (ll_client_open(&client, &options) < 0)
+        return EXIT_OK;
+    ll_client_info(client, &info);
+    int rc = terminal_fail(
+        "a runtime that serves %s is there already%s%s: stop it, or give this one "
+        "a path of its own with --socket",
+        info.model, o->socket != NULL ? ", at " : "", o->socket != NULL ? o->socket : "");
+    ll_client_close(client);
+    return rc;
+}
+
 static int run(const struct command *command, int argc, char **argv)
 {
     struct serve_options o = {0};
@@ -173,6 +213,9 @@ static int run(const struct command *command, int argc, char **argv)
         return rc;
     if (n_operands + 16 > ARGUMENTS_MAX)
         return options_usage_error("serve", "too many arguments");
+    name_socket(&o, argv + 1, n_operands);
+    if (refuse_second(&o) != EXIT_OK)
+        return EXIT_FAILED;
     make_arguments(&o, argv + 1, n_operands, &runtime, &proxy);
     const struct supervise_program llringd = {
         .name = "llringd", .arguments = runtime.text, .n = runtime.n};
