@@ -50,10 +50,10 @@ __device__ static best_id block_best(best_id mine)
     return mine;
 }
 
-/* Larger float, larger key. */
+/* Larger float, larger key; both zeros have the same: they are equal, and the lower id is first. */
 __device__ static inline uint32_t key_of(float x)
 {
-    const uint32_t bits = __float_as_uint(x);
+    const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f)); /* -0 + 0 is +0 */
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 

@@ -57,7 +57,7 @@ for fault in hang address; do
     done
     kill -0 "$runtime_pid" 2>/dev/null && fail "llringd goes on after a $fault"
     wait "$runtime_pid"
-    equal $? 1 "exit status of llringd"
+    equal $? 3 "exit status of llringd"
     runtime_pid=
     [ ! -S "$socket" ] || fail "the socket is still there"
     cat "$scratch/log"
