@@ -45,12 +45,16 @@ uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
                                         : n_tokens_bucket;
 }
 
-/* Few tokens: our own product, which takes bf16 activations whatever the weights are. */
+/* Few tokens: our own product, which takes bf16 activations whatever the weights are. On bf16 weights
+ * cuBLASLt's is the faster one from a few tokens on (kernels/README.md). */
+#define BF16_SKINNY_MAX 2u
+
 static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t)
 {
     const struct ll_skinny_args args = {.n_tokens = t, .n = l->rows, .k = l->cols};
 
-    return d->has_skinny && ll_cuda_skinny_fits(&args);
+    return d->has_skinny && (l->dtype == LL_DTYPE_E4M3 || t <= BF16_SKINNY_MAX) &&
+           ll_cuda_skinny_fits(&args);
 }
 
 static enum ll_gemm_kind kind_of(const struct ll_device *d, const struct ll_cuda_linear *l)

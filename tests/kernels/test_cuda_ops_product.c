@@ -403,6 +403,8 @@ int main(void)
         printf("cuBLASLt: %s\n", error.s);
         return 1;
     }
+    if (getenv("LL_TEST_FILTER") != NULL) /* tools/dev/gpu-test: our own products alone */
+        cmocka_set_test_filter(getenv("LL_TEST_FILTER"));
     rc = cmocka_run_group_tests_name("kernels/cuda products", tests, NULL, NULL);
     ll_gemm_close(&gemm);
     return rc;
