@@ -198,4 +198,21 @@ static inline struct ll_sampling demo_greedy(void)
     return (struct ll_sampling){.top_p = 1, .repetition = 1};
 }
 
+/* Of the i-th sequence of several: greedy, warm, and with all filters and penalties in turn. */
+static inline struct ll_sampling demo_sampling(uint32_t i)
+{
+    struct ll_sampling s = demo_greedy();
+
+    if (i % 3 == 1)
+        s.temperature = 1.3f;
+    if (i % 3 == 2) {
+        s.temperature = 0.9f;
+        s.top_p = 0.9f;
+        s.top_k = 40;
+        s.repetition = 1.2f;
+        s.presence = 0.1f;
+    }
+    return s;
+}
+
 #endif

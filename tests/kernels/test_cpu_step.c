@@ -65,16 +65,7 @@ static void make_sequence(struct sequence *q, uint32_t i, uint32_t n_prompt)
         q->prompt[t] = (uint32_t)ll_splitmix64(&state) % shape.n_vocab;
     for (uint32_t p = 0; p < PER_SEQ; p++)
         q->page[p] = i * PER_SEQ + p;
-    q->s = demo_greedy();
-    if (i % 3 == 1)
-        q->s.temperature = 1.3f;
-    if (i % 3 == 2) {
-        q->s.temperature = 0.9f;
-        q->s.top_p = 0.9f;
-        q->s.top_k = 40;
-        q->s.repetition = 1.2f;
-        q->s.presence = 0.1f;
-    }
+    q->s = demo_sampling(i);
 }
 
 static struct ll_slot_init init_of(const struct sequence *q, uint32_t n_hist)

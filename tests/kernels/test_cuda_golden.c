@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/kernels/test_cuda_golden.c - the demo model on the CUDA module against golden.json. Skipped
  * where there is no GPU. */
-#include "kernels/backend.h"
-
-#include <dlfcn.h>
+#include "tests/kernels/cuda_module.h"
 
 static const struct ll_backend *cuda;
 #define DEMO_BACKEND() cuda
@@ -150,15 +148,9 @@ int main(void)
         cmocka_unit_test(e4m3_weights_stay_close),
         cmocka_unit_test(our_product_agrees_with_cublas),
     };
-    void *module = dlopen(LL_BUILD_DIR "/llring-cuda.so", RTLD_NOW | RTLD_LOCAL);
-
-    if (module == NULL || access("/dev/nvidiactl", F_OK) != 0) {
-        printf("skipped: no CUDA module or no GPU\n");
+    cuda = cuda_module();
+    if (cuda == NULL)
         return LL_SKIPPED;
-    }
-    const struct ll_backend *(*get)(void);
-    *(void **)&get = dlsym(module, "ll_backend_cuda");
-    cuda = get();
     golden = demo_golden();
     if (golden == NULL || !demo_shape(&shape)) {
         printf("skipped: no demo model (tools/demo-model) or no tests/data/golden.json\n");

@@ -3,9 +3,7 @@
  * the CPU backend, and what may not change a bit: the batch (deterministic), pages, slots, repeats,
  * launching by graph or kernel by kernel. Swaps, rebuilt slots, NaNs, bad batches. Skipped without
  * a GPU. */
-#include "kernels/backend.h"
-
-#include <dlfcn.h>
+#include "tests/kernels/cuda_module.h"
 
 static const struct ll_backend *cuda;
 #define DEMO_BACKEND() cuda
@@ -68,16 +66,7 @@ static void make_sequence(struct sequence *q, uint32_t i)
         q->prompt[t] = (uint32_t)ll_splitmix64(&state) % shape.n_vocab;
     for (uint32_t p = 0; p < PER_SEQ; p++)
         q->page[p] = i * PER_SEQ + p;
-    q->s = demo_greedy();
-    if (i % 3 == 1)
-        q->s.temperature = 1.3f;
-    if (i % 3 == 2) {
-        q->s.temperature = 0.9f;
-        q->s.top_p = 0.9f;
-        q->s.top_k = 40;
-        q->s.repetition = 1.2f;
-        q->s.presence = 0.1f;
-    }
+    q->s = demo_sampling(i);
 }
 
 static void keep(struct sequence *q, const struct ll_result *r, uint32_t row)
@@ -598,14 +587,8 @@ int main(void)
         cmocka_unit_test(a_nan_fails_its_row_and_not_the_step),
         cmocka_unit_test(bad_batches_are_refused_and_good_ones_go_on),
     };
-    void *module = dlopen(LL_BUILD_DIR "/llring-cuda.so", RTLD_NOW | RTLD_LOCAL);
-
-    if (module == NULL || access("/dev/nvidiactl", F_OK) != 0) {
-        printf("skipped: no CUDA module or no GPU\n");
+    cuda = cuda_module();
+    if (cuda == NULL)
         return LL_SKIPPED;
-    }
-    const struct ll_backend *(*get)(void);
-    *(void **)&get = dlsym(module, "ll_backend_cuda");
-    cuda = get();
     return cmocka_run_group_tests_name("kernels/cuda steps", tests, NULL, NULL);
 }
