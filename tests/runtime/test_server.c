@@ -343,21 +343,31 @@ static void other_commands_answer_clearly(void **state)
     assert_int_equal(ll_test_runtime_stop(&runtime), 0);
 }
 
-/* The limit becomes the lowest number that is free: no call that wants one succeeds. */
-static void take_descriptors(pid_t pid, struct rlimit *before)
+static rlim_t lowest_free(pid_t pid)
 {
-    struct rlimit now;
     char path[64];
     struct stat st;
 
+    for (rlim_t fd = 0;; fd++) {
+        snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, (int)fd);
+        if (lstat(path, &st) < 0)
+            return fd;
+    }
+}
+
+/* The limit becomes the lowest number that is free: no call that wants one succeeds. Again until it
+ * stays so: what is open only for a moment, as while it starts, would be free afterwards. */
+static void take_descriptors(pid_t pid, struct rlimit *before)
+{
+    struct rlimit now;
+
     assert_int_equal(prlimit(pid, RLIMIT_NOFILE, NULL, before), 0);
     now = *before;
-    for (now.rlim_cur = 0;; now.rlim_cur++) {
-        snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)pid, (int)now.rlim_cur);
-        if (lstat(path, &st) < 0)
-            break;
-    }
-    assert_int_equal(prlimit(pid, RLIMIT_NOFILE, &now, NULL), 0);
+    do {
+        now.rlim_cur = lowest_free(pid);
+        assert_int_equal(prlimit(pid, RLIMIT_NOFILE, &now, NULL), 0);
+        usleep(100000);
+    } while (lowest_free(pid) < now.rlim_cur);
 }
 
 static void without_descriptors_the_admin_socket_says_so(void **state)
