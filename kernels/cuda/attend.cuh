@@ -26,6 +26,13 @@ __device__ static inline unsigned char *kv_row(unsigned char *kv, uint32_t page,
     return kv + row * head_dim * (FP8 ? 1 : 2);
 }
 
+/* Of an e4m3 cache; i: head of K, or n_kv_heads + head of V. */
+template <bool FP8>
+__device__ static inline float scale_of(const float *__restrict__ kv_scale, uint32_t i)
+{
+    return FP8 && kv_scale != nullptr ? kv_scale[i] : 1.0f;
+}
+
 static constexpr int STAGES = 3; /* tiles in shared memory: two on the way while one is worked on */
 
 /* Shared memory of one CTA: STAGES raw {K, V}; FP8: one wide {K, V} more. */

@@ -118,8 +118,9 @@ __device__ static void attend_item(const ll_cuda_tables &t, const decode_item &i
 template <int D, bool FP8>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     decode_kernel(const ll_cuda_tables t, const bf16 *__restrict__ qkv, unsigned char *kv,
-                  bf16 *__restrict__ out, float *__restrict__ partial, uint32_t *arrived,
-                  uint32_t n_heads, uint32_t n_kv_heads, float scale)
+                  const float *__restrict__ kv_scale, bf16 *__restrict__ out,
+                  float *__restrict__ partial, uint32_t *arrived, uint32_t n_heads,
+                  uint32_t n_kv_heads, float scale)
 {
     extern __shared__ __align__(128) unsigned char shared[];
     merge_smem<D> &merge = *reinterpret_cast<merge_smem<D> *>(shared);
@@ -131,7 +132,9 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
     for (uint32_t work = blockIdx.x; work < n_work; work += gridDim.x) {
         const decode_item item = find_item(t, work, n_kv_heads, n_decode);
         float o[D / 8][4] = {}, m[2] = {-INFINITY, -INFINITY}, l[2] = {};
-        attend_item<D, FP8>(t, item, qkv, kv, shared, n_heads, n_kv_heads, scale, o, m, l);
+        const float v_scale = scale_of<FP8>(kv_scale, n_kv_heads + item.head);
+        attend_item<D, FP8>(t, item, qkv, kv, shared, n_heads, n_kv_heads,
+                            scale * scale_of<FP8>(kv_scale, item.head), o, m, l);
 
         /* Four warps' parts meet in shared memory (the stages are free now). */
 #pragma unroll
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
                 value += merge.o[w][g][d] * keep;
             }
             if (item.n_chunks == 1) {
-                to[i] = __float2bfloat16_rn(value / sum);
+                to[i] = __float2bfloat16_rn(v_scale * value / sum);
             } else {
                 mine[g * (D + 2) + d] = value;
                 if (d == 0) {
@@ -196,7 +199,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
                         sum += __ldcg(p + c * stride + D + 1) * keep;
                         value += __ldcg(p + c * stride + d) * keep;
                     }
-                    to[i] = __float2bfloat16_rn(value / sum);
+                    to[i] = __float2bfloat16_rn(v_scale * value / sum);
                 }
                 if (threadIdx.x == 0)
                     arrived[item.row * n_kv_heads + item.head] = 0;
@@ -218,8 +221,8 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
         cudaSuccess)
         return -EIO;
     return launch_chained(kernel, a->n_blocks, ATTEND_THREADS, BYTES, stream, *a->tables,
-                          (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out, a->partial,
-                          a->arrived, a->n_heads, a->n_kv_heads, a->scale);
+                          (const bf16 *)a->qkv, (unsigned char *)a->kv, a->kv_scale, (bf16 *)a->out,
+                          a->partial, a->arrived, a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_decode(const struct ll_cuda_attend_args *args, cudaStream_t stream)

@@ -10,7 +10,8 @@
 template <int D, bool FP8>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     prefill_kernel(const ll_cuda_tables t, const bf16 *__restrict__ qkv, unsigned char *kv,
-                   bf16 *__restrict__ out, uint32_t n_heads, uint32_t n_kv_heads, float scale)
+                   const float *__restrict__ kv_scale, bf16 *__restrict__ out, uint32_t n_heads,
+                   uint32_t n_kv_heads, float scale)
 {
     using S = attend_smem<D, FP8>;
     extern __shared__ __align__(128) unsigned char shared[];
@@ -20,6 +21,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
     /* The last tiles see the most cached tokens: they start first. */
     const ll_cuda_tile tile = t.tiles[t.counts->n_tiles - 1 - blockIdx.x];
     const uint32_t head = blockIdx.y, n_group = n_heads / n_kv_heads;
+    const float unit = scale * LOG2E * scale_of<FP8>(kv_scale, head);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t width = (n_heads + 2 * n_kv_heads) * D, n_rows = tile.n_tokens * n_group;
     const uint32_t *pages = t.page_table + (size_t)tile.slot * t.pages_per_seq;
@@ -77,8 +79,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
         for (int n = 0; n < 8; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                s[n][j] =
-                    first + n * 8 + j % 2 < limit[j / 2] ? s[n][j] * (scale * LOG2E) : -INFINITY;
+                s[n][j] = first + n * 8 + j % 2 < limit[j / 2] ? s[n][j] * unit : -INFINITY;
         softmax_step<D, 8>(s, o, m, l);
 #pragma unroll
         for (int c = 0; c < 4; c++) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
             continue;
         bf16 *to = out + (size_t)(tile.token + row[r] / n_group) * n_heads * D +
                    (head * n_group + row[r] % n_group) * D;
-        const float inverse = 1.0f / l[r];
+        const float inverse = scale_of<FP8>(kv_scale, n_kv_heads + head) / l[r];
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
             *(uint32_t *)(to + d * 8 + (lane % 4) * 2) =
@@ -113,8 +114,8 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
         cudaSuccess)
         return -EIO;
     return launch_chained(kernel, dim3(a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream,
-                          *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, (bf16 *)a->out,
-                          a->n_heads, a->n_kv_heads, a->scale);
+                          *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, a->kv_scale,
+                          (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_prefill(const struct ll_cuda_attend_args *args, cudaStream_t stream)

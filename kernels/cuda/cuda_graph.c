@@ -45,8 +45,8 @@ uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket)
                                         : n_tokens_bucket;
 }
 
-/* Few tokens: our own product, which takes bf16 activations whatever the weights are. On bf16 weights
- * cuBLASLt's is the faster one from a few tokens on (kernels/README.md). */
+/* Few tokens: our own product, which takes bf16 activations whatever the weights are. On bf16
+ * weights cuBLASLt's is the faster one from a few tokens on (kernels/README.md). */
 #define BF16_SKINNY_MAX 2u
 
 static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l, uint32_t t)
@@ -116,16 +116,18 @@ static float *scale_for(const struct ll_device *d, const struct ll_cuda_linear *
                                                                                       : NULL;
 }
 
-static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_layer *w, uint32_t t,
-                     uint32_t n_tiles, bool has_decode, struct ll_text *error)
+static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_weights *weights,
+                     uint32_t t, uint32_t n_tiles, bool has_decode, struct ll_text *error)
 {
     const struct ll_model_shape *s = &d->shape;
+    const struct ll_cuda_layer *w = &weights->layer[layer];
     const struct ll_cuda_attend_args args = {
         .tables = &d->tables,
         .qkv = d->qkv,
         .out = d->attn,
         .kv = (unsigned char *)d->kv + (size_t)layer * d->n_pages * d->page_bytes,
         .is_kv_fp8 = d->is_kv_fp8,
+        .kv_scale = ll_cuda_kv_scale_of(d, weights, layer),
         .rope = d->rope,
         .partial = d->partial,
         .arrived = d->arrived,
@@ -247,7 +249,7 @@ int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, u
         const struct ll_cuda_layer *layer = &w->layer[i];
         rc = linear(d, &layer->qkv, d->qkv, d->h, d->h_scale, n_tokens, error);
         if (rc == 0)
-            rc = attention(d, i, layer, n_tokens, n_tiles, has_decode, error);
+            rc = attention(d, i, w, n_tokens, n_tiles, has_decode, error);
         if (rc == 0)
             rc = norm(d, d->delta, layer->ffn_norm, &layer->gate_up, n_tokens, error);
         if (rc == 0)

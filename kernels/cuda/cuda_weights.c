@@ -146,8 +146,10 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
         return -EINVAL;
     if (tensor->role == LL_TENSOR_HEAD && d->shape.is_tied)
         return 0;
-    if (tensor->part == LL_PART_INPUT_SCALE || tensor->part == LL_PART_KV_SCALE)
-        return 0; /* activations are scaled per token; the cache stores at scale 1 */
+    if (tensor->part == LL_PART_INPUT_SCALE)
+        return 0; /* activations are scaled per token */
+    if (tensor->part == LL_PART_KV_SCALE)
+        return ll_cuda_kv_scale_want(d, tensor, spans, error);
     for (uint32_t set = 0; set < d->options.n_weights; set++) {
         struct ll_cuda_weights *w = &d->weights[set];
         const struct place p = find_place(d, w, tensor);
@@ -203,7 +205,7 @@ void ll_cuda_unpin(struct ll_device *d)
     d->pinned = NULL;
 }
 
-static float scale_value(const void *data, enum ll_dtype dtype, size_t i)
+float ll_cuda_scale_value(const void *data, enum ll_dtype dtype, size_t i)
 {
     if (dtype == LL_DTYPE_F32)
         return ((const float *)data)[i];
@@ -234,7 +236,7 @@ static int feed_scale(const struct place *p, const struct ll_tensor *tensor, uin
     if (offset % size != 0 || n_bytes % size != 0)
         return refuse(error, tensor, "a piece splits a scale");
     for (size_t i = 0; i < n_bytes / size; i++) {
-        float value = scale_value(data, tensor->dtype, i);
+        float value = ll_cuda_scale_value(data, tensor->dtype, i);
         if (n_values == 1)
             for (uint32_t r = 0; r < p->rows; r++)
                 p->linear->scale_host[p->first_row + r] = value;
@@ -258,6 +260,8 @@ int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *
     w->n_fed += n_bytes;
     if (tensor->part == LL_PART_SCALE)
         return feed_scale(&p, tensor, offset, data, n_bytes, error);
+    if (tensor->part == LL_PART_KV_SCALE)
+        return ll_cuda_kv_scale_feed(d, w, tensor, offset, data, n_bytes, error);
 
     unsigned char *base = p.array != NULL ? *p.array : p.linear->w;
     const uint32_t from_size = ll_dtype_bytes(tensor->dtype);
@@ -357,7 +361,9 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
         if (upload_scales(&w->layer[i].qkv) < 0 || upload_scales(&w->layer[i].o) < 0 ||
             upload_scales(&w->layer[i].gate_up) < 0 || upload_scales(&w->layer[i].down) < 0)
             return ll_cuda_fail(error, "scales", cudaGetLastError());
-    int rc = ll_cuda_tune(d, weights, error);
+    int rc = ll_cuda_kv_scale_seal(d, w, error);
+    if (rc == 0)
+        rc = ll_cuda_tune(d, weights, error);
     if (rc < 0)
         return rc;
     /* Warm: the decode buckets people hit first, so no request pays for a capture. */
@@ -447,6 +453,8 @@ void ll_cuda_weights_free(struct ll_device *d)
             cudaFree(w->head);
         cudaFree(w->embed);
         cudaFree(w->final_norm);
+        cudaFree(w->kv_scale);
+        free(w->kv_scale_host);
         free(w->layer);
     }
 }

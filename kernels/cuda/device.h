@@ -3,6 +3,7 @@
  *
  *   cuda_backend.c  open, close, memory plan      cuda_weights.c  want, feed, seal, dummy weights
  *   cuda_graph.c    one forward pass as a graph   cuda_step.c     submit, poll, page copies
+ *   cuda_kv_scale.c the scales of an e4m3 cache
  *
  * Everything is made at open but weights (at their first want) and graphs (common buckets at seal,
  * others at first use). The step thread touches only mapped host memory and launches graphs. */
@@ -37,6 +38,7 @@ struct ll_cuda_layer {
 struct ll_cuda_weights {
     struct ll_cuda_layer *layer;
     void *embed, *final_norm, *head; /* head: embed when tied; rows padded to 8 */
+    float *kv_scale, *kv_scale_host; /* cuda_kv_scale.c; NULL: all 1 */
     uint64_t n_fed, n_due;
     bool is_sealed;
 };
@@ -123,6 +125,20 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error);
 void ll_cuda_unpin(struct ll_device *d);
 int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
 void ll_cuda_weights_free(struct ll_device *d);
+
+/* Number i of a scale tensor's data. */
+float ll_cuda_scale_value(const void *data, enum ll_dtype dtype, size_t i);
+
+/* cuda_kv_scale.c: as want, feed, seal, for LL_PART_KV_SCALE. */
+int ll_cuda_kv_scale_want(struct ll_device *d, const struct ll_tensor *tensor,
+                          struct ll_span *spans, struct ll_text *error);
+int ll_cuda_kv_scale_feed(struct ll_device *d, struct ll_cuda_weights *w,
+                          const struct ll_tensor *tensor, uint64_t offset, const void *data,
+                          size_t n_bytes, struct ll_text *error);
+int ll_cuda_kv_scale_seal(struct ll_device *d, struct ll_cuda_weights *w, struct ll_text *error);
+/* Of one layer, on the device: [k, v][K]; NULL: all 1. */
+const float *ll_cuda_kv_scale_of(const struct ll_device *d, const struct ll_cuda_weights *w,
+                                 uint32_t layer);
 
 /* cuda_graph.c: the graph of a step of this size, captured at first use. */
 uint32_t ll_cuda_token_bucket(uint32_t n_tokens);

@@ -62,9 +62,10 @@ struct ll_cuda_attend_args {
     void *out; /* [T, H D] */
     void *kv;  /* this layer's pages: [page][k, v][K][64][D] */
     bool is_kv_fp8;
-    const float *rope; /* [context_max][D / 2][cos, sin] */
-    float *partial;    /* decode: [items][K][G][D + 2] */
-    uint32_t *arrived; /* decode: [rows][K], zero between steps */
+    const float *kv_scale; /* [k, v][K]: what an e4m3 page's numbers are multiplied by; NULL: 1 */
+    const float *rope;     /* [context_max][D / 2][cos, sin] */
+    float *partial;        /* decode: [items][K][G][D + 2] */
+    uint32_t *arrived;     /* decode: [rows][K], zero between steps */
     uint32_t n_heads, n_kv_heads, head_dim;
     uint32_t n_tokens, n_rows_max, n_tiles, n_blocks;
     float scale; /* 1 / sqrt(D) */

@@ -4,26 +4,31 @@
  *   (a, b) = (x[i], x[i + D/2]):  x[i] = a cos - b sin,  x[i + D/2] = b cos + a sin
  *   with cos, sin of pos * inv_freq[i] from a table made in double precision on the host.
  *
- * Half-split order (HF). fp32 inside, one rounding to bf16 (or to e4m3, saturating, scale 1) at
- * each store. Memory bound: qkv read, Q and the page rows written. Reference: kernels/cpu. */
+ * Half-split order (HF). fp32 inside, one rounding to bf16 (or, divided by the cache's scale, to
+ * e4m3, saturating) at each store. Memory bound: qkv read, Q and the page rows written. Reference:
+ * kernels/cpu. */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/attend.cuh"
 
 static constexpr int THREADS = 128;
 
-template <bool FP8> __device__ static inline void store8(void *row, uint32_t d, const float (&f)[8])
+template <bool FP8>
+__device__ static inline void store8(void *row, uint32_t d, float (&f)[8], float scale)
 {
-    if constexpr (FP8)
+    if constexpr (FP8) {
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            f[i] = __fdiv_rn(f[i], scale); /* as the CPU backend: the same code */
         *(uint2 *)((unsigned char *)row + d) = e4m3x8(f);
-    else
+    } else
         *(bf16x8 *)((bf16 *)row + d) = pack(f);
 }
 
 template <bool FP8>
 __global__ void __launch_bounds__(THREADS)
     rope_append_kernel(const ll_cuda_tables t, bf16 *__restrict__ qkv, unsigned char *kv,
-                       const float2 *__restrict__ rope, uint32_t n_heads, uint32_t n_kv_heads,
-                       uint32_t head_dim)
+                       const float *__restrict__ kv_scale, const float2 *__restrict__ rope,
+                       uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim)
 {
     pdl_release();
     pdl_wait();
@@ -53,8 +58,9 @@ __global__ void __launch_bounds__(THREADS)
         } else {
             unsigned char *k = kv_row<FP8>(kv, page, 0, head - n_heads, pos % LL_PAGE_TOKENS,
                                            n_kv_heads, head_dim);
-            store8<FP8>(k, d, x);
-            store8<FP8>(k, half + d, y);
+            const float k_scale = scale_of<FP8>(kv_scale, head - n_heads);
+            store8<FP8>(k, d, x, k_scale);
+            store8<FP8>(k, half + d, y, k_scale);
         }
     }
     const uint32_t n_v = n_kv_heads * head_dim / 8;
@@ -63,7 +69,7 @@ __global__ void __launch_bounds__(THREADS)
         float v[8];
         unpack(*(const bf16x8 *)(row + (n_heads + n_kv_heads) * head_dim + u * 8), v);
         store8<FP8>(kv_row<FP8>(kv, page, 1, head, pos % LL_PAGE_TOKENS, n_kv_heads, head_dim), d,
-                    v);
+                    v, scale_of<FP8>(kv_scale, n_kv_heads + head));
     }
 }
 
@@ -75,6 +81,7 @@ extern "C" int ll_cuda_rope_append(const struct ll_cuda_attend_args *args, cudaS
         return 0;
     auto kernel = args->is_kv_fp8 ? rope_append_kernel<true> : rope_append_kernel<false>;
     return launch_chained(kernel, args->n_tokens, THREADS, 0, stream, *args->tables,
-                          (bf16 *)args->qkv, (unsigned char *)args->kv, (const float2 *)args->rope,
-                          args->n_heads, args->n_kv_heads, args->head_dim);
+                          (bf16 *)args->qkv, (unsigned char *)args->kv, args->kv_scale,
+                          (const float2 *)args->rope, args->n_heads, args->n_kv_heads,
+                          args->head_dim);
 }
