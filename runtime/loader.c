@@ -451,7 +451,10 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
     if (rc == 0)
         rc = read_all(load);
     if (rc == 0) {
+        const uint64_t seal_ns = ll_now_ns();
         rc = backend->seal(device, weights, &error);
+        if (load->options.seal_ns != NULL)
+            *load->options.seal_ns = ll_now_ns() - seal_ns;
         if (rc < 0)
             backend_error(load, rc, "sealing the weights failed", "", &error);
     }

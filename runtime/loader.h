@@ -29,6 +29,7 @@ struct ll_load_options {
     const struct ll_reader_faults *faults; /* NULL but in tests */
     ll_load_callback *callback;            /* NULL: none */
     void *context;
+    uint64_t *seal_ns;                     /* NULL, or where to say how long sealing took */
 };
 
 /* Reads every wanted byte of checkpoint into weight set `weights` and seals it. The error text

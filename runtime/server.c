@@ -185,11 +185,12 @@ static int load_weights(struct server *server)
     struct ll_progress progress;
     struct ll_text error = {""};
     const bool is_loaded = setup->has_checkpoint && !setup->options.has_dummy_weights;
-    uint64_t start_ns = ll_now_ns();
+    uint64_t start_ns = ll_now_ns(), seal_ns = 0;
     int rc;
 
     if (!is_loaded) {
         rc = setup->backend->seal(setup->device, 0, &error);
+        seal_ns = ll_now_ns() - start_ns;
         if (rc < 0)
             return LL_ERR(rc, "device %s: %s", setup->backend->name, error.s);
     } else {
@@ -199,7 +200,8 @@ static int load_weights(struct server *server)
                                                 .numa_node = setup->topology.numa_node,
                                                 .checksum = checksum[0] != 0 ? checksum : NULL,
                                                 .callback = on_progress,
-                                                .context = &progress};
+                                                .context = &progress,
+                                                .seal_ns = &seal_ns};
         rc = ll_loader_run(setup->backend, setup->device, 0, &setup->checkpoint, &options);
         ll_progress_end(&progress);
         if (rc < 0)
@@ -214,6 +216,7 @@ static int load_weights(struct server *server)
                 is_loaded ? ll_loader_bytes(&setup->checkpoint, setup->quantize_fp8)
                           : setup->caps.weights_bytes);
     ll_stat_set(&stats->load_ns, ll_now_ns() - start_ns);
+    ll_stat_set(&stats->start_seal_ns, seal_ns);
     return is_stop_asked() ? -ECANCELED : 0;
 }
 
@@ -400,7 +403,14 @@ static void say_ready(const struct server *server)
     struct ll_stat_region *stat = server->stat.base;
     uint64_t ready_ns = ll_now_ns() - stat->start_ns;
 
-    ll_stat_set(&stat->v.ready_ns, ready_ns);
+    struct ll_stats *v = &stat->v;
+    /* In the order of start(); load_weights() has told of its own. */
+    _Atomic uint64_t *const spans[] = {&v->start_open_ns, &v->start_device_ns, NULL,
+                                       &v->start_tokenizer_ns, &v->start_engine_ns};
+    for (uint32_t i = 0; i < server->n_phases && i < LL_COUNT(spans); i++)
+        if (spans[i] != NULL)
+            ll_stat_set(spans[i], server->phase[i].ns);
+    ll_stat_set(&v->ready_ns, ready_ns);
     ll_info("%s on %s (%s), %s: context %u, %u requests at once, KV cache %llu tokens",
             setup->served_name, setup->backend->name, setup->caps.device, setup->dtype_name,
             setup->checkpoint.shape.context_max, setup->options.n_rows_max,

@@ -6,6 +6,11 @@
  * tests read only this. The region describes itself: a reader walks the entry table and needs no
  * knowledge of this list, so old readers survive new names.
  *
+ * Start: ready_ns is from the first instruction to READY; of it start_open_ns (configuration, model
+ * directory), start_device_ns (device opened, KV pages made), load_ns (weights, of which
+ * start_seal_ns is what the device does once it has them all: products measured, graphs captured),
+ * start_tokenizer_ns (what is still waited for) and start_engine_ns.
+ *
  * Ledger (checked at idle after every test):
  *   submitted = rejected + accepted
  *   accepted  = finished + cancelled + expired + stalled + failed + lost + running + waiting */
@@ -78,7 +83,12 @@
     X(crashes_recent)                                                                              \
     X(requests_quarantined)                                                                        \
     X(weights_bytes)                                                                               \
+    X(start_open_ns)                                                                               \
+    X(start_device_ns)                                                                             \
     X(load_ns)                                                                                     \
+    X(start_seal_ns)                                                                               \
+    X(start_tokenizer_ns)                                                                          \
+    X(start_engine_ns)                                                                             \
     X(ready_ns)
 
 #define LL_STAT_HISTS(X)                                                                           \

@@ -9,12 +9,17 @@
  * --cpu-backend the last lines load into the CPU backend, too.
  * Printed: GB/s, median of the rounds; the share of fio, or of pread; CPU seconds a 10 GB.
  *
- * Usage: bench_load [--dir DIR] [--shape 1b|8b] [--rounds N] [--cpu-backend] [--keep] [--json] */
+ * With --rounds 0 --keep the checkpoint is only made: for tools/dev/bench-start.
+ *
+ * Usage: bench_load [--dir DIR] [--shape llama-3.2-1b] [--fp8] [--rounds N] [--cpu-backend]
+ * [--keep]
+ *                   [--json] */
 #include "base/bits.h"
 #include "base/clock.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "runtime/loader.h"
+#include "runtime/model_shapes.h"
 #include "runtime/tensor_names.h"
 #include "tools/offline/writer.h"
 
@@ -56,7 +61,16 @@ static void die(const char *what)
     exit(1);
 }
 
-static void write_config(const struct ll_model_shape *s)
+/* What compressed-tensors says of a checkpoint whose linear layers are e4m3, a scale a row. */
+static const char fp8_config[] =
+    ", \"quantization_config\": {\"quant_method\": \"compressed-tensors\", \"format\": "
+    "\"float-quantized\", \"ignore\": [\"lm_head\"], \"config_groups\": {\"group_0\": "
+    "{\"targets\": "
+    "[\"Linear\"], \"weights\": {\"num_bits\": 8, \"type\": \"float\", \"symmetric\": true, "
+    "\"strategy\": \"channel\", \"dynamic\": false}, \"input_activations\": {\"num_bits\": 8, "
+    "\"type\": \"float\", \"symmetric\": true, \"strategy\": \"token\", \"dynamic\": true}}}}";
+
+static void write_config(const struct ll_model_shape *s, bool is_fp8)
 {
     char name[1000];
 
@@ -69,34 +83,54 @@ static void write_config(const struct ll_model_shape *s)
             "\"num_hidden_layers\": %u, \"num_attention_heads\": %u, \"num_key_value_heads\": %u, "
             "\"head_dim\": %u, \"intermediate_size\": %u, \"vocab_size\": %u, "
             "\"max_position_embeddings\": 8192, \"rms_norm_eps\": 1e-05, \"rope_theta\": 500000.0, "
-            "\"tie_word_embeddings\": %s}\n",
+            "\"tie_word_embeddings\": %s%s}\n",
             s->n_embd, s->n_layers, s->n_heads, s->n_kv_heads, s->head_dim, s->n_ff, s->n_vocab,
-            s->is_tied ? "true" : "false");
+            s->is_tied ? "true" : "false", is_fp8 ? fp8_config : "");
     fclose(file);
 }
 
-static void write_checkpoint(const struct ll_model_shape *s)
+/* The tensors of a model of this shape; gives how many. */
+static uint32_t list_tensors(struct writer_tensor *tensors, const struct ll_model_shape *s,
+                             bool is_fp8)
 {
-    struct writer_tensor *tensors = calloc(s->n_layers * 9 + 3, sizeof(*tensors));
-    struct writer writer;
-    uint16_t *block = malloc(BLOCK_BYTES);
     uint32_t n = 0;
 
     for (uint32_t role = 0; role < LL_TENSOR_ROLES; role++) {
         uint32_t n_layers = ll_tensor_is_per_layer(role) ? s->n_layers : 1;
         for (uint32_t layer = 0; layer < n_layers; layer++) {
             struct writer_tensor *t = &tensors[n];
+            char name[LL_TENSOR_NAME_BYTES];
             if (role == LL_TENSOR_HEAD && s->is_tied)
                 continue;
-            *t = (struct writer_tensor){.dtype = LL_DTYPE_BF16};
+            const bool is_quantised = is_fp8 && ll_tensor_is_linear(role);
+            *t = (struct writer_tensor){.dtype = is_quantised ? LL_DTYPE_E4M3 : LL_DTYPE_BF16};
             ll_tensor_dims(s, role, &t->rows, &t->cols);
-            t->size_bytes = 2ull * t->rows * t->cols;
+            t->size_bytes = (uint64_t)ll_dtype_bytes(t->dtype) * t->rows * t->cols;
             t->rows = ll_tensor_is_vector(role) ? 0 : t->rows;
             ll_tensor_weight(t->name, role, layer);
             n++;
+            if (is_quantised) {
+                tensors[n] = (struct writer_tensor){.dtype = LL_DTYPE_BF16,
+                                                    .rows = t->rows,
+                                                    .cols = 1,
+                                                    .size_bytes = 2ull * t->rows};
+                ll_tensor_weight(name, role, layer);
+                snprintf(tensors[n++].name, sizeof(t->name), "%s_scale", name);
+            }
         }
     }
-    for (size_t i = 0; i < BLOCK_BYTES / 2; i++) /* small numbers of both signs */
+    return n;
+}
+
+static void write_checkpoint(const struct ll_model_shape *s, bool is_fp8)
+{
+    struct writer_tensor *tensors = calloc(s->n_layers * 16 + 3, sizeof(*tensors));
+    struct writer writer;
+    uint16_t *block = malloc(BLOCK_BYTES);
+    const uint32_t n = list_tensors(tensors, s, is_fp8);
+
+    /* Small numbers of both signs, as bf16 and as e4m3. */
+    for (size_t i = 0; i < BLOCK_BYTES / 2; i++)
         block[i] = (uint16_t)(0x3c00 + i * 7919 % 127 + (i % 2 << 15));
     if (writer_open(&writer, path, tensors, n) < 0)
         die("cannot write");
@@ -314,63 +348,64 @@ static void print_results(bool is_json)
         printf("\n]\n");
 }
 
-int main(int argc, char **argv)
-{
-    struct ll_model_shape shape = {.n_layers = 16,
-                                   .n_embd = 2048,
-                                   .n_heads = 32,
-                                   .n_kv_heads = 8,
-                                   .head_dim = 64,
-                                   .n_ff = 8192,
-                                   .n_vocab = 128256,
-                                   .is_tied = true};
-    const char *parent = "/tmp";
-    bool is_json = false, is_kept = false, has_cpu = false, has_fio = true;
-    int n_rounds = 3;
+struct arguments {
+    const char *parent, *shape;
+    bool is_json, is_kept, is_fp8, has_cpu;
+    int n_rounds;
+};
 
+/* 0, or 2: what to exit with. */
+static int read_arguments(struct arguments *a, int argc, char **argv)
+{
+    *a = (struct arguments){.parent = "/tmp", .shape = "llama-3.2-1b", .n_rounds = 3};
     for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--json") == 0)
-            is_json = true;
+            a->is_json = true;
         else if (strcmp(argv[i], "--keep") == 0)
-            is_kept = true;
+            a->is_kept = true;
+        else if (strcmp(argv[i], "--fp8") == 0)
+            a->is_fp8 = true;
         else if (strcmp(argv[i], "--cpu-backend") == 0)
-            has_cpu = true;
-        else if (strcmp(argv[i], "--dir") == 0 && i + 1 < argc)
-            parent = argv[++i];
-        else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc &&
-                 strcmp(argv[i + 1], "8b") == 0) {
-            shape = (struct ll_model_shape){.n_layers = 32,
-                                            .n_embd = 4096,
-                                            .n_heads = 32,
-                                            .n_kv_heads = 8,
-                                            .head_dim = 128,
-                                            .n_ff = 14336,
-                                            .n_vocab = 128256};
-            i++;
-        } else if (strcmp(argv[i], "--shape") == 0 && i + 1 < argc &&
-                   strcmp(argv[i + 1], "1b") == 0)
-            i++;
-        else if (strcmp(argv[i], "--rounds") == 0 && i + 1 < argc && atoi(argv[i + 1]) > 0 &&
-                 atoi(argv[i + 1]) <= ROUNDS_MAX)
-            n_rounds = atoi(argv[++i]);
+            a->has_cpu = true;
+        else if (strcmp(argv[i], "--dir") == 0 && value != NULL)
+            a->parent = argv[++i];
+        else if (strcmp(argv[i], "--shape") == 0 && value != NULL)
+            a->shape = argv[++i];
+        else if (strcmp(argv[i], "--rounds") == 0 && value != NULL && value[0] >= '0' &&
+                 value[0] <= '9' && atoi(value) <= ROUNDS_MAX)
+            a->n_rounds = atoi(argv[++i]);
         else {
             fprintf(stderr,
-                    "usage: %s [--dir DIR] [--shape 1b|8b] [--rounds N] [--cpu-backend] [--keep] "
-                    "[--json]\n",
-                    argv[0]);
+                    "usage: %s [--dir DIR] [--shape llama-3.2-1b] [--fp8] [--rounds 0..%d] "
+                    "[--cpu-backend] [--keep] [--json]\n",
+                    argv[0], ROUNDS_MAX);
             return 2;
         }
     }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct ll_model_shape shape;
+    struct arguments a;
+    bool has_fio = true;
+
+    if (read_arguments(&a, argc, argv) != 0)
+        return 2;
+    if (ll_model_shape_find(a.shape, &shape) < 0)
+        die("shape");
     ll_log_set_level(LL_LOG_WARN);
-    snprintf(directory, sizeof(directory), "%s/llring-bench-load-XXXXXX", parent);
+    snprintf(directory, sizeof(directory), "%s/llring-bench-load-XXXXXX", a.parent);
     if (mkdtemp(directory) == NULL)
         die(directory);
     snprintf(path, sizeof(path), "%s/model.safetensors", directory);
-    write_config(&shape);
-    write_checkpoint(&shape);
+    write_config(&shape, a.is_fp8);
+    write_checkpoint(&shape, a.is_fp8);
     if (ll_checkpoint_open(&checkpoint, directory) < 0)
         die("open");
-    for (int round = 0; round < n_rounds; round++) {
+    for (int round = 0; round < a.n_rounds; round++) {
         make_cold();
         has_fio = has_fio && run_fio();
         for (int way = 0; way < 3; way++) {
@@ -380,21 +415,22 @@ int main(int argc, char **argv)
         run_pread(false); /* fills the page cache */
         run_pread(true);
         run_loader(WARM, LL_READER_AUTO);
-        if (has_cpu)
+        if (a.has_cpu)
             run_cpu_backend();
     }
     if (!has_fio)
         fprintf(stderr, "fio is not installed: nothing to hold the cold loads against\n");
-    print_results(is_json);
+    if (a.n_rounds > 0)
+        print_results(a.is_json);
     ll_checkpoint_close(&checkpoint);
-    if (!is_kept) {
-        char config[1000];
-        snprintf(config, sizeof(config), "%s/config.json", directory);
-        unlink(config);
-        unlink(path);
-        rmdir(directory);
-    } else {
-        fprintf(stderr, "kept: %s\n", directory);
+    if (a.is_kept) {
+        printf("%s\n", directory);
+        return 0;
     }
+    char config[1000];
+    snprintf(config, sizeof(config), "%s/config.json", directory);
+    unlink(config);
+    unlink(path);
+    rmdir(directory);
     return 0;
 }

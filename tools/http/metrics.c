@@ -151,7 +151,8 @@ static bool is_gauge(const char *name)
 
     if (strcmp(name, "prompt_tokens_cached") == 0)
         return false;
-    if (strncmp(name, "gpu_", 4) == 0) /* NVML's figures are states */
+    if (strncmp(name, "gpu_", 4) == 0 ||
+        strncmp(name, "start_", 6) == 0) /* states, and spans of one start */
         return true;
     for (size_t k = 0; k < sizeof(ends) / sizeof(ends[0]); k++) {
         size_t n_end = strlen(ends[k]);
