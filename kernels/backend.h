@@ -141,6 +141,7 @@ struct ll_backend_options {
     bool is_deterministic;
     bool has_dummy_weights;    /* random weights made by the backend; nothing is fed */
     uint64_t seed;             /* of dummy weights */
+    float activation_max;      /* of a row narrowed to FP8, what is larger saturates; 0: any */
     const char *extra;         /* backend's own "key=value,..."; NULL. fake: see kernels/fake */
 };
 

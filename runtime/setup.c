@@ -442,6 +442,7 @@ static int choose_quantization(struct ll_setup *setup)
     if (!is_fp8 || setup->config->device == LL_DEVICE_FAKE)
         return 0;
     setup->dtype_name = "fp8";
+    setup->options.activation_max = setup->checkpoint.activation_bound;
     if (setup->options.has_dummy_weights)
         setup->options.extra = "weights=fp8";
     else if (strcmp(setup->backend->name, "cuda") == 0)

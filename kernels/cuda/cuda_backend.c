@@ -247,12 +247,13 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
         {(void **)&d->convert, LL_CUDA_STAGING},
         {(void **)&d->skinny_partial, partial_bytes},
         {(void **)&d->skinny_arrived, n_arrived * 4},
-        {&d->widened, d->level < 89 ? LL_CUDA_WIDENED : 16},
     };
     cudaError_t s = cudaSuccess;
 
     for (size_t i = 0; i < LL_COUNT(parts) && s == cudaSuccess; i++)
         s = device_zeroed(parts[i].at, parts[i].bytes);
+    if (s == cudaSuccess && d->level < 89)
+        s = device_zeroed(&d->widened, LL_CUDA_WIDENED);
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "activations", s);
 }
 
@@ -419,6 +420,7 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
     d->n_vocab_padded = (uint32_t)ll_align_up(shape->n_vocab, 8);
     d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
     d->has_skinny = !options->is_deterministic && !has_option(options->extra, "skinny=0");
+    d->activation_max = options->activation_max > 0 ? options->activation_max : INFINITY;
     d->has_graphs = !has_option(options->extra, "graph=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;
     *caps = (struct ll_backend_caps){.depth = 2, .n_ranks = 1};

@@ -61,6 +61,8 @@ static enum ll_gemm_kind kind_of(const struct ll_device *d, const struct ll_cuda
 {
     if (l->dtype != LL_DTYPE_E4M3)
         return LL_GEMM_BF16;
+    if (l->block != NULL)
+        return LL_GEMM_W8A16;
     return d->level >= 90 ? LL_GEMM_FP8 : d->level >= 89 ? LL_GEMM_FP8_TENSOR : LL_GEMM_W8A16;
 }
 
@@ -72,6 +74,7 @@ static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
         .x = x,
         .w = l->w,
         .w_scale = l->scale,
+        .w_block = l->block,
         .partial = d->skinny_partial,
         .arrived = d->skinny_arrived,
         .n_tokens = t,
@@ -85,11 +88,30 @@ static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
     return rc < 0 ? ll_cuda_fail(error, "skinny product", cudaGetLastError()) : 0;
 }
 
+/* Weights with block scales are widened to 16 bits for more tokens, which moves five times their
+ * bytes: reading them up to four times is less. */
+#define BLOCK_PASSES_MAX 4u
+
+static int skinny_passes(struct ll_device *d, const struct ll_cuda_linear *l, void *y,
+                         const void *x, uint32_t t, struct ll_text *error)
+{
+    int rc = 0;
+
+    for (uint32_t at = 0; at < t && rc == 0; at += LL_SKINNY_TOKENS_MAX)
+        rc = skinny(d, l, (uint16_t *)y + (size_t)at * l->rows,
+                    (const uint16_t *)x + (size_t)at * l->cols, false,
+                    t - at < LL_SKINNY_TOKENS_MAX ? t - at : LL_SKINNY_TOKENS_MAX, error);
+    return rc;
+}
+
 static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
                   const float *x_scale, uint32_t t, struct ll_text *error)
 {
     if (is_skinny(d, l, t))
         return skinny(d, l, y, x, false, t, error);
+    if (l->block != NULL && t <= BLOCK_PASSES_MAX * LL_SKINNY_TOKENS_MAX &&
+        is_skinny(d, l, LL_SKINNY_TOKENS_MAX))
+        return skinny_passes(d, l, y, x, t, error);
     const struct ll_gemm_args args = {
         .kind = kind_of(d, l),
         .y = y,
@@ -97,6 +119,7 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
         .w = l->w,
         .x_scale = x_scale,
         .w_scale = l->scale,
+        .w_block = l->block,
         .scratch = d->widened,
         .scratch_bytes = LL_CUDA_WIDENED,
         .t = t,
@@ -148,7 +171,8 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_w
         rc = ll_cuda_attend_prefill(&args, d->stream);
     const bool is_quantized = scale_for(d, &w->o, t, d->act_scale) != NULL;
     if (rc == 0 && is_quantized)
-        rc = ll_cuda_quantize(d->act, d->act_scale, d->attn, t, w->o.cols, d->stream);
+        rc = ll_cuda_quantize(d->act, d->act_scale, d->attn, t, w->o.cols, d->activation_max,
+                              d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "attention", cudaGetLastError());
     return linear(d, &w->o, d->delta, is_quantized ? d->act : d->attn, d->act_scale, t, error);
@@ -164,7 +188,7 @@ static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint
     if (is_skinny(d, &w->down, t))
         return skinny(d, &w->down, d->delta, d->gate_up, true, t, error);
     rc = ll_cuda_swiglu(d->act, scale_for(d, &w->down, t, d->act_scale), d->gate_up, t,
-                        d->shape.n_ff, d->stream);
+                        d->shape.n_ff, d->activation_max, d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "swiglu", cudaGetLastError());
     return linear(d, &w->down, d->delta, d->act, d->act_scale, t, error);
@@ -175,7 +199,7 @@ static int norm(struct ll_device *d, const void *delta, const void *weight,
                 const struct ll_cuda_linear *next, uint32_t t, struct ll_text *error)
 {
     int rc = ll_cuda_rmsnorm(d->h, scale_for(d, next, t, d->h_scale), d->x, delta, weight, NULL, t,
-                             d->shape.n_embd, d->shape.rms_eps, d->stream);
+                             d->shape.n_embd, d->shape.rms_eps, d->activation_max, d->stream);
 
     return rc < 0 ? ll_cuda_fail(error, "rmsnorm", cudaGetLastError()) : 0;
 }
@@ -204,7 +228,7 @@ static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w,
         .k = s->n_embd,
     };
     int rc = ll_cuda_rmsnorm(d->gathered, NULL, d->x, d->delta, w->final_norm, d->tables.logits,
-                             n_logits, s->n_embd, s->rms_eps, d->stream);
+                             n_logits, s->n_embd, s->rms_eps, INFINITY, d->stream);
     if (rc < 0)
         return ll_cuda_fail(error, "final norm", cudaGetLastError());
     const struct ll_skinny_args few = {

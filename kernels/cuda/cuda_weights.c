@@ -3,9 +3,8 @@
  *
  * Q, K, V become one matrix, gate and up another: rows one after the other, so a source tensor is a
  * contiguous block of its merged matrix and pieces go straight to their place. BF16 and e4m3 are
- * copied as they are; F16 and F32 are rounded to BF16 on the device. Scales are gathered on the
- * host and expanded to one a row at seal. */
-#include "kernels/cuda/device.h"
+ * copied as they are; F16 and F32 are rounded to BF16 on the device. Scales: cuda_scales.c. */
+#include "kernels/cuda/cuda_scales.h"
 
 #include "base/bits.h"
 #include "ll/client.h"
@@ -137,6 +136,30 @@ static uint32_t merged_rows(const struct ll_device *d, const struct ll_tensor *t
     }
 }
 
+static struct ll_cuda_part part_of(const struct place *p)
+{
+    return (struct ll_cuda_part){p->linear, p->first_row, p->rows, p->cols};
+}
+
+static int want_scale(struct ll_device *d, const struct place *p, const struct ll_tensor *tensor,
+                      struct ll_text *error)
+{
+    const struct ll_cuda_part part = part_of(p);
+    bool has_blocks;
+
+    if (p->linear == NULL || p->linear->dtype != LL_DTYPE_E4M3)
+        return refuse(error, tensor, "a scale without an FP8 weight before it");
+    const char *why = ll_cuda_scale_want(&part, tensor, &has_blocks);
+    if (why != NULL)
+        return refuse(error, tensor, why);
+    if (!has_blocks)
+        return 0;
+    int rc = ll_cuda_scale_room(p->linear);
+    if (rc == 0 && d->widened == NULL) /* many tokens are multiplied by widened weights */
+        rc = cudaMalloc(&d->widened, LL_CUDA_WIDENED) == cudaSuccess ? 0 : -ENOMEM;
+    return rc < 0 ? ll_cuda_fail(error, "block scales", cudaGetLastError()) : 0;
+}
+
 int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                  uint32_t n_max, struct ll_text *error)
 {
@@ -154,8 +177,10 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
         struct ll_cuda_weights *w = &d->weights[set];
         const struct place p = find_place(d, w, tensor);
         if (tensor->part == LL_PART_SCALE) {
-            if (p.linear == NULL || p.linear->dtype != LL_DTYPE_E4M3)
-                return refuse(error, tensor, "a scale without an FP8 weight before it");
+            int rc = want_scale(d, &p, tensor, error);
+            if (rc < 0)
+                return rc;
+            w->n_due += tensor->size_bytes;
             continue;
         }
         if (p.rows != tensor->rows || p.cols != tensor->cols)
@@ -205,47 +230,6 @@ void ll_cuda_unpin(struct ll_device *d)
     d->pinned = NULL;
 }
 
-float ll_cuda_scale_value(const void *data, enum ll_dtype dtype, size_t i)
-{
-    if (dtype == LL_DTYPE_F32)
-        return ((const float *)data)[i];
-    uint16_t half = ((const uint16_t *)data)[i];
-    if (dtype == LL_DTYPE_BF16) {
-        uint32_t bits = (uint32_t)half << 16;
-        float value;
-        memcpy(&value, &bits, sizeof(value));
-        return value;
-    }
-    /* F16, normal numbers only: a scale is never subnormal. */
-    uint32_t bits =
-        (uint32_t)(half & 0x8000u) << 16 | (((uint32_t)(half & 0x7fffu) << 13) + 0x38000000u);
-    float value;
-    memcpy(&value, &bits, sizeof(value));
-    return value;
-}
-
-/* One scale a tensor or one a row; other shapes are refused. */
-static int feed_scale(const struct place *p, const struct ll_tensor *tensor, uint64_t offset,
-                      const void *data, size_t n_bytes, struct ll_text *error)
-{
-    const uint32_t size = ll_dtype_bytes(tensor->dtype);
-    const uint64_t n_values = tensor->size_bytes / size, first = offset / size;
-
-    if (n_values != 1 && n_values != p->rows)
-        return refuse(error, tensor, "scales per tensor or per output row only");
-    if (offset % size != 0 || n_bytes % size != 0)
-        return refuse(error, tensor, "a piece splits a scale");
-    for (size_t i = 0; i < n_bytes / size; i++) {
-        float value = ll_cuda_scale_value(data, tensor->dtype, i);
-        if (n_values == 1)
-            for (uint32_t r = 0; r < p->rows; r++)
-                p->linear->scale_host[p->first_row + r] = value;
-        else
-            p->linear->scale_host[p->first_row + first + i] = value;
-    }
-    return 0;
-}
-
 int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
                  uint32_t rank, uint64_t offset, const void *data, size_t n_bytes, uint64_t *ticket,
                  struct ll_text *error)
@@ -258,8 +242,11 @@ int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *
     if (!ll_span_fits(offset, n_bytes, tensor->size_bytes))
         return refuse(error, tensor, "a piece beyond the tensor's end");
     w->n_fed += n_bytes;
-    if (tensor->part == LL_PART_SCALE)
-        return feed_scale(&p, tensor, offset, data, n_bytes, error);
+    if (tensor->part == LL_PART_SCALE) {
+        struct ll_cuda_part part = part_of(&p);
+        const char *why = ll_cuda_scale_feed(&part, tensor, offset, data, n_bytes);
+        return why != NULL ? refuse(error, tensor, why) : 0;
+    }
     if (tensor->part == LL_PART_KV_SCALE)
         return ll_cuda_kv_scale_feed(d, w, tensor, offset, data, n_bytes, error);
 
@@ -295,16 +282,6 @@ int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *
 int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
 {
     return ticket == 0 ? 1 : ll_cuda_copied(d, (int64_t)ticket, error);
-}
-
-static int upload_scales(struct ll_cuda_linear *l)
-{
-    if (l->dtype != LL_DTYPE_E4M3 || l->scale_host == NULL)
-        return 0;
-    return cudaMemcpy(l->scale, l->scale_host, l->rows * sizeof(float), cudaMemcpyHostToDevice) ==
-                   cudaSuccess
-               ? 0
-               : -EIO;
 }
 
 /* Names the first thing a model cannot run without. */
@@ -358,8 +335,10 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
         return ll_cuda_fail(error, "load", s);
     ll_cuda_unpin(d);
     for (uint32_t i = 0; i < d->shape.n_layers; i++)
-        if (upload_scales(&w->layer[i].qkv) < 0 || upload_scales(&w->layer[i].o) < 0 ||
-            upload_scales(&w->layer[i].gate_up) < 0 || upload_scales(&w->layer[i].down) < 0)
+        if (ll_cuda_scale_upload(&w->layer[i].qkv) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].o) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].gate_up) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].down) < 0)
             return ll_cuda_fail(error, "scales", cudaGetLastError());
     int rc = ll_cuda_kv_scale_seal(d, w, error);
     if (rc == 0)
@@ -433,8 +412,7 @@ int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error)
 static void free_linear(struct ll_cuda_linear *l)
 {
     cudaFree(l->w);
-    cudaFree(l->scale);
-    free(l->scale_host);
+    ll_cuda_scale_free(l);
 }
 
 void ll_cuda_weights_free(struct ll_device *d)

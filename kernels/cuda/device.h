@@ -21,11 +21,15 @@
 #define LL_CUDA_STAGING    (16u << 20)
 #define LL_CUDA_WIDENED    (128u << 20)
 
-/* A linear layer's weight [out][in], bf16 or e4m3 with a scale a row. */
+#define LL_CUDA_BLOCK      128u /* columns of a block scale */
+#define LL_CUDA_BLOCK_ROWS 16u
+
+/* A linear layer's weight [out][in], bf16 or e4m3 with scales (cuda_scales.c). */
 struct ll_cuda_linear {
     void *w;
     float *scale; /* device, [rows]; NULL: bf16 */
-    float *scale_host;
+    float *block; /* device, [ceil(rows / 16)][ceil(cols / 128)] on top of scale; NULL: none */
+    float *scale_host, *block_host;
     uint32_t rows, cols;
     enum ll_dtype dtype;
 };
@@ -65,7 +69,8 @@ struct ll_device {
     uint32_t n_vocab_padded;
     bool is_fp8_dummy; /* extra "weights=fp8" */
     bool is_kv_fp8;
-    size_t page_bytes; /* one page of one layer, K and V */
+    float activation_max; /* INFINITY: no bound */
+    size_t page_bytes;    /* one page of one layer, K and V */
     struct ll_cuda_weights weights[2];
     struct ll_gemm gemm;
     cudaStream_t stream, copy_stream, load_stream;
@@ -88,7 +93,7 @@ struct ll_device {
     uint32_t *skinny_arrived;
     bool has_skinny;        /* off for comparison: extra "skinny=0" */
     bool has_graphs;        /* off for comparison and tools: extra "graph=0" */
-    void *widened;          /* 8.0: e4m3 weights as bf16, a piece at a time */
+    void *widened;          /* e4m3 weights as bf16, a piece at a time: 8.0, block scales */
     unsigned char *convert; /* staging of a conversion */
     void *pinned;           /* the loader's staging, until seal */
     uint64_t weights_bytes;
@@ -126,7 +131,7 @@ void ll_cuda_unpin(struct ll_device *d);
 int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
 void ll_cuda_weights_free(struct ll_device *d);
 
-/* Number i of a scale tensor's data. */
+/* cuda_scales.c: number i of a scale tensor's data. */
 float ll_cuda_scale_value(const void *data, enum ll_dtype dtype, size_t i);
 
 /* cuda_kv_scale.c: as want, feed, seal, for LL_PART_KV_SCALE. */

@@ -223,8 +223,11 @@ static int run_widened(struct ll_gemm *gemm, const struct ll_gemm_args *args, cu
                                            .n = n,
                                            .k = args->k,
                                            .ld = row_elements(args)};
+        const float *block = args->w_block;
+        if (block != NULL)
+            block += (size_t)first / 16 * ((args->k + 127) / 128);
         if (ll_cuda_widen(args->scratch, (const unsigned char *)args->w + (size_t)first * args->k,
-                          args->w_scale + first, n, args->k, stream) < 0)
+                          args->w_scale + first, block, n, args->k, stream) < 0)
             return kernel_failed(error, "widen");
         int rc = ll_gemm_run(gemm, &piece, stream, error);
         if (rc < 0)

@@ -5,7 +5,8 @@
  *   and one a weight row: y = sx[t] * sw[n] * sum_k x w
  *     LL_GEMM_FP8         9.0: cuBLASLt applies both vectors (outer-vector scaling)
  *     LL_GEMM_FP8_TENSOR  8.9: it knows no vectors; a kernel applies them to its bf16 result
- *     LL_GEMM_W8A16       8.0: no 8-bit products; bf16 x e4m3, weights widened in pieces of scratch
+ *     LL_GEMM_W8A16       8.0: no 8-bit products; bf16 x e4m3, weights widened in pieces of
+ * scratch; weights with block scales on any GPU
  *
  * Row-major y is column-major y^T = w x^T, so cuBLASLt's A is w (transposed), its B is x. The FP8
  * form takes T in multiples of 16: rows past T are computed and never read, so x and y have room
@@ -52,6 +53,7 @@ struct ll_gemm_args {
     void *y;
     const void *x, *w;
     const float *x_scale, *w_scale; /* FP8; W8A16: w_scale alone */
+    const float *w_block;           /* W8A16: NULL, or a scale for 16 rows and 128 of K as well */
     void *scratch;                  /* W8A16: room for at least 16 widened rows */
     size_t scratch_bytes;
     uint32_t t, n, k;

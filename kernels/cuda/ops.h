@@ -45,16 +45,17 @@ int ll_cuda_embed(void *out, const void *table, const uint32_t *token_id, const 
                   uint32_t n_tokens, uint32_t n_embd, uint32_t n_vocab, cudaStream_t stream);
 
 /* x += delta (NULL: none), then out = rmsnorm(x) * weight in bf16, or quantised: out e4m3 and
- * scale[t] = amax / 448 (floor 1e-12) when scale is not NULL. rows: NULL, or the tokens to take. */
+ * scale[t] = min(amax, bound) / 448 (floor 1e-12) when scale is not NULL; larger numbers saturate.
+ * bound: INFINITY, none. rows: NULL, or the tokens to take. */
 int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *delta, const void *weight,
                     const struct ll_cuda_logit *rows, uint32_t n_rows, uint32_t n_embd, float eps,
-                    cudaStream_t stream);
-/* out = e4m3(x / scale[t]), scale[t] = amax / 448. */
+                    float bound, cudaStream_t stream);
+/* out = e4m3(x / scale[t]), scale[t] = min(amax, bound) / 448. */
 int ll_cuda_quantize(void *out, float *scale, const void *x, uint32_t n_tokens, uint32_t n,
-                     cudaStream_t stream);
+                     float bound, cudaStream_t stream);
 /* out = silu(gate) * up of gate_up [T, 2F]; quantised when scale is not NULL. */
 int ll_cuda_swiglu(void *out, float *scale, const void *gate_up, uint32_t n_tokens, uint32_t n_ff,
-                   cudaStream_t stream);
+                   float bound, cudaStream_t stream);
 
 struct ll_cuda_attend_args {
     const struct ll_cuda_tables *tables;
@@ -93,9 +94,10 @@ uint32_t ll_cuda_level(void);
 /* y[t, n] *= x_scale[t] * w_scale[n], bf16. */
 int ll_cuda_scale(void *y, const float *x_scale, const float *w_scale, uint32_t n_tokens,
                   uint32_t n, cudaStream_t stream);
-/* out[r, k] = bf16(w[r, k] * scale[r]), w e4m3; k a multiple of 8. */
-int ll_cuda_widen(void *out, const void *w, const float *scale, uint32_t n_rows, uint32_t k,
-                  cudaStream_t stream);
+/* out[r, k] = bf16(w[r, k] * scale[r]), w e4m3; k a multiple of 8. block: NULL, or [r / 16][k /
+ * 128] to multiply by as well. */
+int ll_cuda_widen(void *out, const void *w, const float *scale, const float *block, uint32_t n_rows,
+                  uint32_t k, cudaStream_t stream);
 
 /* Weights: element-wise conversion and random values (never zero), for load and --load-format
  * dummy. n elements. */

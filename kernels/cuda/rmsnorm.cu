@@ -3,7 +3,7 @@
  *
  *   x[t,e] += delta[t,e]                                  (bf16, when delta is given)
  *   y[t,e]  = bf16(x[t,e] * rsqrt(mean_e x^2 + eps)) * weight[e]
- *   out     = bf16(y), or e4m3(y / s[t]) with s[t] = max_e |y| / 448
+ *   out     = bf16(y), or e4m3(y / s[t]) with s[t] = min(max_e |y|, bound) / 448
  *
  * Sums in fp32, fixed order. Memory bound: x and delta read, x and out written; one block a token
  * keeps the row in registers (E <= 16384). Reference: kernels/cpu. */
@@ -16,7 +16,7 @@ template <int VECS>
 __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(void *__restrict__ out, float *__restrict__ scale, bf16x8 *__restrict__ x,
                    const bf16x8 *__restrict__ delta, const bf16x8 *__restrict__ weight,
-                   const ll_cuda_logit *__restrict__ rows, uint32_t n_vecs, float eps)
+                   const ll_cuda_logit *__restrict__ rows, uint32_t n_vecs, float eps, float bound)
 {
     pdl_release();
     /* Weights belong to no kernel of the step: they come while the one before drains; but where a
@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(THREADS)
     if (scale == nullptr)
         return;
 
-    const float s = fmaxf(block_max<THREADS>(amax) / 448.0f, 1e-12f), inverse = 1.0f / s;
+    const float s = fmaxf(fminf(block_max<THREADS>(amax), bound) / 448.0f, 1e-12f),
+                inverse = 1.0f / s;
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
 #pragma unroll
@@ -93,7 +94,8 @@ __global__ void __launch_bounds__(THREADS)
 
 extern "C" int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *delta,
                                const void *weight, const struct ll_cuda_logit *rows,
-                               uint32_t n_rows, uint32_t n_embd, float eps, cudaStream_t stream)
+                               uint32_t n_rows, uint32_t n_embd, float eps, float bound,
+                               cudaStream_t stream)
 {
     const uint32_t n_vecs = n_embd / 8, per_thread = (n_vecs + THREADS - 1) / THREADS;
 
@@ -103,7 +105,7 @@ extern "C" int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *del
         return 0;
 #define LAUNCH(n)                                                                                  \
     return launch_chained(rmsnorm_kernel<n>, n_rows, THREADS, 0, stream, out, scale, (bf16x8 *)x,  \
-                          (const bf16x8 *)delta, (const bf16x8 *)weight, rows, n_vecs, eps)
+                          (const bf16x8 *)delta, (const bf16x8 *)weight, rows, n_vecs, eps, bound)
     if (per_thread <= 1)
         LAUNCH(1);
     else if (per_thread <= 2)

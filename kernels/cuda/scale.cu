@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kernels/cuda/scale.cu - what GPUs before 9.0 need around a product on e4m3 weights.
+/* kernels/cuda/scale.cu - what goes around a product on e4m3 weights that cuBLASLt cannot scale.
  *
- *   scale  y[t, n]   = bf16(y[t, n] * x_scale[t] * w_scale[n])   after an 8.9 product without
- * scales widen  out[r, k] = bf16(w[r, k] * scale[r])                  before an 8.0 product in bf16
+ *   scale: y[t, n] = bf16(y[t, n] * x_scale[t] * w_scale[n]), after an 8.9 product without scales
+ *   widen: out[r, k] = bf16(w[r, k] * scale[r] * block[r / 16, k / 128]), before a bf16 product:
+ *          on 8.0, and of weights with block scales everywhere
  *
  * Memory bound: 4 bytes an element of y; 3 of w. Reference: tests/kernels/test_cuda_ops_product.c.
  */
@@ -28,13 +29,15 @@ __global__ void __launch_bounds__(THREADS)
 
 __global__ void __launch_bounds__(THREADS)
     widen_kernel(bf16x8 *__restrict__ out, const uint2 *__restrict__ w,
-                 const float *__restrict__ scale, uint32_t n_vecs)
+                 const float *__restrict__ scale, const float *__restrict__ block, uint32_t n_vecs)
 {
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x, row = blockIdx.y;
     if (i >= n_vecs)
         return;
     const uint2 q = w[(size_t)row * n_vecs + i];
-    const float s = scale[row];
+    float s = scale[row];
+    if (block != nullptr) /* 16 vectors are 128 columns */
+        s *= block[row / 16 * ((n_vecs + 15) / 16) + i / 16];
     float f[8];
 #pragma unroll
     for (int h = 0; h < 4; h++) {
@@ -62,8 +65,8 @@ extern "C" int ll_cuda_scale(void *y, const float *x_scale, const float *w_scale
     return launched();
 }
 
-extern "C" int ll_cuda_widen(void *out, const void *w, const float *scale, uint32_t n_rows,
-                             uint32_t k, cudaStream_t stream)
+extern "C" int ll_cuda_widen(void *out, const void *w, const float *scale, const float *block,
+                             uint32_t n_rows, uint32_t k, cudaStream_t stream)
 {
     const uint32_t n_vecs = k / 8;
 
@@ -72,7 +75,7 @@ extern "C" int ll_cuda_widen(void *out, const void *w, const float *scale, uint3
     if (n_rows == 0)
         return 0;
     widen_kernel<<<dim3((n_vecs + THREADS - 1) / THREADS, n_rows), THREADS, 0, stream>>>(
-        (bf16x8 *)out, (const uint2 *)w, scale, n_vecs);
+        (bf16x8 *)out, (const uint2 *)w, scale, block, n_vecs);
     return launched();
 }
 

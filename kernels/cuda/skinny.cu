@@ -3,6 +3,8 @@
  *
  *   y[t, n] = s[n] * sum_k x[t, k] w[n, k],  T = 1 .. 8, w row-major bf16, or e4m3 with scale s
  *   GATED: x[t, k] = silu(g[t, k]) * u[t, k] of gate_up [T, 2K], computed while it is loaded
+ *   BLOCK: w[n, k] (e4m3) has a factor b[n / 16, k / 128] besides: 128 bytes a row of one warp's 16
+ *          rows, which is what it fetches at once, have one, and their sum is multiplied by it
  *
  * Weights are the A operand of mma.sync m16n8k16 (16 rows a warp), tokens the B operand (8
  * columns). Each warp streams its own rows through a ring of shared memory by cp.async, whole
@@ -111,12 +113,12 @@ __device__ static inline void multiply(float (&acc)[4], const uint4 &w0, const u
     }
 }
 
-template <bool FP8, bool GATED, class Out>
+template <bool FP8, bool GATED, bool BLOCK, class Out>
 __global__ void __launch_bounds__(THREADS)
     skinny_kernel(Out *__restrict__ y, const bf16 *__restrict__ x,
                   const unsigned char *__restrict__ w, const float *__restrict__ w_scale,
-                  float *partial, uint32_t *arrived, uint32_t n_tokens, uint32_t n, uint32_t k,
-                  uint32_t slice, uint32_t sub)
+                  const float *__restrict__ w_block, float *partial, uint32_t *arrived,
+                  uint32_t n_tokens, uint32_t n, uint32_t k, uint32_t slice, uint32_t sub)
 {
     constexpr int BYTES = FP8 ? 1 : 2, BLOCK_K = 64 / BYTES, PAD = FP8 ? 16 : 64;
     extern __shared__ __align__(128) unsigned char shared[];
@@ -130,7 +132,10 @@ __global__ void __launch_bounds__(THREADS)
     /* Lane's part of a stage: chunk lane % 8 of rows lane / 8 + 0, 4, 8, 12. */
     const unsigned char *source =
         w + ((size_t)(has_rows ? row + lane / 8 : 0) * k + from) * BYTES + lane % 8 * 16;
-    float acc[4] = {};
+    float acc[4] = {}, factor = 0.0f;
+    if constexpr (BLOCK) /* lane i has that of stage i: a slice has at most 32 */
+        if (has_rows && lane < n_stages)
+            factor = w_block[(size_t)(row / 16) * (k / 128) + from / 128 + lane];
 
     auto fetch = [&](uint32_t stage) {
         if (has_rows && stage < n_stages)
@@ -164,11 +169,19 @@ __global__ void __launch_bounds__(THREADS)
             __syncwarp(); /* every lane's copies of this stage are there, the oldest is read */
             fetch(stage + STAGES - 1);
             const unsigned char *tile = ring + stage % STAGES * STAGE_BYTES;
+            float part[4] = {};
 #pragma unroll
             for (uint32_t half = 0; half < 2; half++) {
                 const uint4 w0 = *(const uint4 *)(tile + stage_offset(r, half * 4 + c));
                 const uint4 w1 = *(const uint4 *)(tile + stage_offset(r + 8, half * 4 + c));
-                multiply<FP8>(acc, w0, w1, mine + ((stage - first) * 2 + half) * BLOCK_K * 2);
+                multiply<FP8>(BLOCK ? part : acc, w0, w1,
+                              mine + ((stage - first) * 2 + half) * BLOCK_K * 2);
+            }
+            if constexpr (BLOCK) {
+                const float f = __shfl_sync(~0u, factor, (int)stage);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    acc[i] += part[i] * f;
             }
         }
     }
@@ -235,7 +248,7 @@ static uint32_t slice_for(uint32_t n, uint32_t k)
     return slice;
 }
 
-template <bool FP8, bool GATED, class Out>
+template <bool FP8, bool GATED, bool BLOCK, class Out>
 static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
 {
     const uint32_t slice = slice_for(a->n, a->k);
@@ -249,13 +262,13 @@ static int launch(const struct ll_skinny_args *a, cudaStream_t stream)
 
     static_assert(COLUMNS * (1024 * 2 + 64) + THREADS / 32 * STAGES * STAGE_BYTES <= 56 << 10,
                   "four CTAs share an SM");
-    if (cudaFuncSetAttribute(skinny_kernel<FP8, GATED, Out>,
+    if (cudaFuncSetAttribute(skinny_kernel<FP8, GATED, BLOCK, Out>,
                              cudaFuncAttributeMaxDynamicSharedMemorySize, 56 << 10) != cudaSuccess)
         return -EIO;
-    return launch_chained(skinny_kernel<FP8, GATED, Out>, dim3((a->n + ROWS - 1) / ROWS, n_slices),
-                          THREADS, shared, stream, (Out *)a->y, (const bf16 *)a->x,
-                          (const unsigned char *)a->w, a->w_scale, a->partial, a->arrived,
-                          a->n_tokens, a->n, a->k, slice, sub);
+    return launch_chained(skinny_kernel<FP8, GATED, BLOCK, Out>,
+                          dim3((a->n + ROWS - 1) / ROWS, n_slices), THREADS, shared, stream,
+                          (Out *)a->y, (const bf16 *)a->x, (const unsigned char *)a->w, a->w_scale,
+                          a->w_block, a->partial, a->arrived, a->n_tokens, a->n, a->k, slice, sub);
 }
 
 extern "C" bool ll_cuda_skinny_fits(const struct ll_skinny_args *a)
@@ -277,10 +290,13 @@ extern "C" int ll_cuda_skinny(const struct ll_skinny_args *args, cudaStream_t st
         return 0;
     if (!args->is_fp8) {
         if (args->is_f32)
-            return args->is_gated ? -EINVAL : launch<false, false, float>(args, stream);
-        return args->is_gated ? launch<false, true, bf16>(args, stream)
-                              : launch<false, false, bf16>(args, stream);
+            return args->is_gated ? -EINVAL : launch<false, false, false, float>(args, stream);
+        return args->is_gated ? launch<false, true, false, bf16>(args, stream)
+                              : launch<false, false, false, bf16>(args, stream);
     }
-    return args->is_gated ? launch<true, true, bf16>(args, stream)
-                          : launch<true, false, bf16>(args, stream);
+    if (args->w_block != NULL)
+        return args->is_gated ? launch<true, true, true, bf16>(args, stream)
+                              : launch<true, false, true, bf16>(args, stream);
+    return args->is_gated ? launch<true, true, false, bf16>(args, stream)
+                          : launch<true, false, false, bf16>(args, stream);
 }

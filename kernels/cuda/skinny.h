@@ -19,6 +19,7 @@ struct ll_skinny_args {
     const void *x;        /* [T, K] bf16; is_gated: [T, 2K] gate then up */
     const void *w;        /* [N, K] e4m3 or bf16 */
     const float *w_scale; /* [N], e4m3 only */
+    const float *w_block; /* [ceil(N / 16)][K / 128] on top of it, e4m3 only; NULL: none */
     float *partial;       /* ll_cuda_skinny_partial_bytes() */
     uint32_t *arrived;    /* [ceil(N / 64)], zero between calls */
     uint32_t n_tokens, n, k;

@@ -2,7 +2,7 @@
 /* kernels/cuda/swiglu.cu - the gated activation, and quantisation of a GEMM's input rows.
  *
  *   out[t,f] = silu(g[t,f]) * u[t,f],  gate_up[t] = [g (F) | u (F)],  silu(x) = x / (1 + exp(-x))
- *   quantised: e4m3(y / s[t]), s[t] = max_f |y| / 448
+ *   quantised: e4m3(y / s[t]), s[t] = min(max_f |y|, bound) / 448
  *
  * Memory bound: 6 bytes an element (5 quantised). Reference: kernels/cpu. */
 #include "kernels/cuda/common.cuh"
@@ -33,7 +33,7 @@ __device__ static inline void load_row(const bf16x8 *row, uint32_t i, uint32_t n
 template <bool GATED, int VECS>
 __global__ void __launch_bounds__(WIDE)
     quantize_kernel(uint2 *__restrict__ out, float *__restrict__ scale,
-                    const bf16x8 *__restrict__ in, uint32_t n_vecs)
+                    const bf16x8 *__restrict__ in, uint32_t n_vecs, float bound)
 {
     pdl_release();
     pdl_wait();
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(WIDE)
                 amax = fmaxf(amax, fabsf(kept[0][j]));
         }
     }
-    const float s = fmaxf(block_max<WIDE>(amax) / 448.0f, 1e-12f), inverse = 1.0f / s;
+    const float s = fmaxf(fminf(block_max<WIDE>(amax), bound) / 448.0f, 1e-12f), inverse = 1.0f / s;
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
     if constexpr (VECS > 0) {
@@ -79,12 +79,12 @@ __global__ void __launch_bounds__(WIDE)
 
 template <bool GATED>
 static int quantize(void *out, float *scale, const void *in, uint32_t n_tokens, uint32_t n_vecs,
-                    cudaStream_t stream)
+                    float bound, cudaStream_t stream)
 {
     const uint32_t per_thread = (n_vecs + WIDE - 1) / WIDE;
 #define LAUNCH(n)                                                                                  \
     return launch_chained(quantize_kernel<GATED, n>, n_tokens, WIDE, 0, stream, (uint2 *)out,      \
-                          scale, (const bf16x8 *)in, n_vecs)
+                          scale, (const bf16x8 *)in, n_vecs, bound)
     if (per_thread <= 1)
         LAUNCH(1);
     else if (per_thread <= 2)
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" int ll_cuda_swiglu(void *out, float *scale, const void *gate_up, uint32_t n_tokens,
-                              uint32_t n_ff, cudaStream_t stream)
+                              uint32_t n_ff, float bound, cudaStream_t stream)
 {
     const uint32_t n_vecs = n_ff / 8;
 
@@ -123,17 +123,17 @@ extern "C" int ll_cuda_swiglu(void *out, float *scale, const void *gate_up, uint
     if (n_tokens == 0)
         return 0;
     if (scale != nullptr)
-        return quantize<true>(out, scale, gate_up, n_tokens, n_vecs, stream);
+        return quantize<true>(out, scale, gate_up, n_tokens, n_vecs, bound, stream);
     return launch_chained(swiglu_kernel, dim3((n_vecs + THREADS - 1) / THREADS, n_tokens), THREADS,
                           0, stream, (bf16x8 *)out, (const bf16x8 *)gate_up, n_vecs);
 }
 
 extern "C" int ll_cuda_quantize(void *out, float *scale, const void *x, uint32_t n_tokens,
-                                uint32_t n, cudaStream_t stream)
+                                uint32_t n, float bound, cudaStream_t stream)
 {
     if (n == 0 || n % 8 != 0)
         return -EINVAL;
     if (n_tokens == 0)
         return 0;
-    return quantize<false>(out, scale, x, n_tokens, n / 8, stream);
+    return quantize<false>(out, scale, x, n_tokens, n / 8, bound, stream);
 }

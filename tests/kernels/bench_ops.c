@@ -254,21 +254,21 @@ static int launch_norm(const void *args, uint32_t turn, cudaStream_t s)
 {
     const struct rows *r = args;
     (void)turn;
-    return ll_cuda_rmsnorm(b.y, b.scale, b.x, b.wide, b.norm, NULL, r->t, r->n, 1e-5f, s);
+    return ll_cuda_rmsnorm(b.y, b.scale, b.x, b.wide, b.norm, NULL, r->t, r->n, 1e-5f, INFINITY, s);
 }
 
 static int launch_swiglu(const void *args, uint32_t turn, cudaStream_t s)
 {
     const struct rows *r = args;
     (void)turn;
-    return ll_cuda_swiglu(b.y, b.scale, b.wide, r->t, r->n, s);
+    return ll_cuda_swiglu(b.y, b.scale, b.wide, r->t, r->n, INFINITY, s);
 }
 
 static int launch_quantize(const void *args, uint32_t turn, cudaStream_t s)
 {
     const struct rows *r = args;
     (void)turn;
-    return ll_cuda_quantize(b.y, b.scale, b.x, r->t, r->n, s);
+    return ll_cuda_quantize(b.y, b.scale, b.x, r->t, r->n, INFINITY, s);
 }
 
 static int launch_embed(const void *args, uint32_t turn, cudaStream_t s)

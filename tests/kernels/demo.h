@@ -93,7 +93,7 @@ static inline bool demo_role(const char *name, struct ll_tensor *tensor)
     return true;
 }
 
-static bool demo_is_e4m3; /* feed linear layers in 8 bits */
+static enum feed_as demo_form; /* of linear layers */
 
 /* Feeds the demo model's BF16 file; piece_bytes 0: a tensor at a time. */
 static inline int demo_feed(const struct ll_backend *backend, struct ll_device *device,
@@ -126,9 +126,10 @@ static inline int demo_feed(const struct ll_backend *backend, struct ll_device *
         t.cols = (uint32_t)json_integer_value(json_array_get(shape, n_dims - 1));
         uint64_t begin = (uint64_t)json_integer_value(json_array_get(offsets, 0));
         t.size_bytes = (uint64_t)json_integer_value(json_array_get(offsets, 1)) - begin;
-        if (demo_is_e4m3 && t.rows > 1 && t.role != LL_TENSOR_EMBED && t.role != LL_TENSOR_HEAD) {
+        if (demo_form != FEED_BF16 && t.rows > 1 && t.role != LL_TENSOR_EMBED &&
+            t.role != LL_TENSOR_HEAD) {
             rc = feed_e4m3(backend, device, t, (const uint16_t *)(file + 8 + n_header + begin),
-                           error);
+                           demo_form, error);
             continue;
         }
         struct ll_span span;

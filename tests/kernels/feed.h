@@ -29,30 +29,43 @@ static inline int feed_tensor(const struct ll_backend *to, struct ll_device *dev
     return rc < 0 ? rc : 0;
 }
 
-/* A linear layer's bf16 matrix as a checkpoint of 8-bit weights has it: codes, then a scale a row.
- */
-static inline int feed_e4m3(const struct ll_backend *to, struct ll_device *device,
-                            struct ll_tensor t, const uint16_t *x, struct ll_text *error)
-{
-    uint8_t *code = malloc((size_t)t.rows * t.cols);
-    float *scale = malloc(t.rows * sizeof(*scale));
+enum feed_as { FEED_BF16 = 0, FEED_E4M3 = 1, FEED_E4M3_BLOCKS = 2 };
 
-    for (uint32_t r = 0; r < t.rows; r++) {
-        float top = 0;
-        for (uint32_t c = 0; c < t.cols; c++)
-            top = fmaxf(top, fabsf(ll_f32_from_bf16(x[(size_t)r * t.cols + c])));
-        scale[r] = top > 0 ? top / 448 : 1;
-        for (uint32_t c = 0; c < t.cols; c++)
-            code[(size_t)r * t.cols + c] =
-                ll_e4m3_from_f32(ll_f32_from_bf16(x[(size_t)r * t.cols + c]) / scale[r]);
+/* A linear layer's bf16 matrix as a checkpoint of 8-bit weights has it: codes, then a scale a row,
+ * or one for 128 x 128. Those of blocks are up to 8 times what they need be, each another, so that
+ * one at a wrong place shows. */
+static inline int feed_e4m3(const struct ll_backend *to, struct ll_device *device,
+                            struct ll_tensor t, const uint16_t *x, enum feed_as as,
+                            struct ll_text *error)
+{
+    const uint32_t height = as == FEED_E4M3_BLOCKS ? 128 : 1,
+                   width = as == FEED_E4M3_BLOCKS ? 128 : t.cols;
+    const uint32_t rows = (t.rows + height - 1) / height, cols = (t.cols + width - 1) / width;
+    uint8_t *code = malloc((size_t)t.rows * t.cols);
+    float *scale = calloc((size_t)rows * cols, sizeof(*scale));
+
+    for (uint32_t r = 0; r < t.rows; r++)
+        for (uint32_t c = 0; c < t.cols; c++) {
+            float *s = &scale[r / height * cols + c / width];
+            *s = fmaxf(*s, fabsf(ll_f32_from_bf16(x[(size_t)r * t.cols + c])) / 448);
+        }
+    for (uint32_t i = 0; i < rows * cols; i++) {
+        scale[i] = scale[i] > 0 ? scale[i] : 1;
+        if (as == FEED_E4M3_BLOCKS)
+            scale[i] *= (float)(1u << (i * 2654435761u >> 30));
     }
+    for (uint32_t r = 0; r < t.rows; r++)
+        for (uint32_t c = 0; c < t.cols; c++)
+            code[(size_t)r * t.cols + c] = ll_e4m3_from_f32(
+                ll_f32_from_bf16(x[(size_t)r * t.cols + c]) / scale[r / height * cols + c / width]);
     t.dtype = LL_DTYPE_E4M3;
     t.size_bytes = (uint64_t)t.rows * t.cols;
     int rc = feed_tensor(to, device, &t, code, error);
     t.part = LL_PART_SCALE;
     t.dtype = LL_DTYPE_F32;
-    t.cols = 1;
-    t.size_bytes = t.rows * sizeof(float);
+    t.rows = rows;
+    t.cols = cols;
+    t.size_bytes = (uint64_t)rows * cols * sizeof(float);
     if (rc == 0)
         rc = feed_tensor(to, device, &t, scale, error);
     free(code);

@@ -56,14 +56,40 @@ static void e4m3_weights_stay_close(void **state)
 {
     (void)state;
     struct ll_backend_options options = {.dtype = LL_DTYPE_BF16};
-    demo_is_e4m3 = true;
+    demo_form = FEED_E4M3;
     struct answer a = run_cases(options, 2048, 40, 512);
 
     assert_true(a.n_equal >= 0.95 * a.n_ids);
     options.extra = "skinny=0";
     a = run_cases(options, 2048, 40, 512);
-    demo_is_e4m3 = false;
+    demo_form = FEED_BF16;
     assert_true(a.n_equal >= 0.95 * a.n_ids);
+}
+
+/* The same codes and scales on the CPU backend, which is what they mean. */
+static void block_scaled_weights_answer_as_on_the_cpu(void **state)
+{
+    (void)state;
+    struct ll_backend_options options = {.dtype = LL_DTYPE_BF16};
+    const struct ll_backend *const gpu = cuda;
+    demo_form = FEED_E4M3_BLOCKS;
+    struct answer with = run_cases(options, 2048, 40, 512);
+    options.extra = "skinny=0";
+    struct answer without = run_cases(options, 2048, 40, 512);
+    options.extra = NULL;
+    options.is_deterministic = true;
+    struct answer fixed = run_cases(options, 300, 12, 512);
+    options.is_deterministic = false;
+    struct answer few = run_cases(options, 300, 12, 512);
+    cuda = ll_backend_cpu();
+    struct answer cpu = run_cases(options, 300, 12, 512);
+    cuda = gpu;
+    demo_form = FEED_BF16;
+
+    assert_true(with.n_equal >= 0.95 * with.n_ids);
+    assert_true(without.n_equal >= 0.95 * without.n_ids);
+    assert_true(fixed.n_equal >= 0.95 * fixed.n_ids);
+    assert_true(fabs((double)few.n_equal - cpu.n_equal) <= 0.02 * cpu.n_ids);
 }
 
 /* Decodes greedily from one id at a time, so that every product sees few tokens; top logprobs out.
@@ -146,6 +172,7 @@ int main(void)
         cmocka_unit_test(each_path_of_products_gives_99_percent),
         cmocka_unit_test(an_fp8_cache_stays_close),
         cmocka_unit_test(e4m3_weights_stay_close),
+        cmocka_unit_test(block_scaled_weights_answer_as_on_the_cpu),
         cmocka_unit_test(our_product_agrees_with_cublas),
     };
     cuda = cuda_module();

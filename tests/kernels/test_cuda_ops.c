@@ -54,14 +54,16 @@ static double rounded_twice(size_t n)
     return n < 4096 ? 0x1p-7 : 4e-3;
 }
 
-/* What quantising a row of values must give: its scale, and codes that round value / scale. */
+/* What quantising a row of values must give: its scale, and codes that round value / scale, or the
+ * largest for what lies past the bound. */
 static void check_quantized(const uint8_t *code, float scale, const float *value, uint32_t n,
-                            const char *what)
+                            float bound, const char *what)
 {
     float top = 0;
 
     for (uint32_t e = 0; e < n; e++)
         top = fmaxf(top, fabsf(value[e]));
+    top = fminf(top, bound);
     assert_within(fabs((double)scale - fmax((double)top / 448, 1e-12)), 1e-6 * (double)scale, what);
     for (uint32_t e = 0; e < n; e++)
         check_e4m3(code[e], (double)value[e] / (double)scale, what);
@@ -71,7 +73,7 @@ static void check_norm(struct norm_case c)
 {
     const uint32_t n_tokens = c.has_rows ? c.n_rows * 2 : c.n_rows, E = c.n_embd;
     const size_t n = (size_t)n_tokens * E, n_out = (size_t)c.n_rows * E;
-    const float eps = 1e-5f;
+    const float eps = 1e-5f, bound = c.has_rows ? 0.75f : INFINITY; /* some of a row is larger */
     uint16_t *x = random_bf16s(n, 2), *delta = random_bf16s(n, 1), *weight = random_bf16s(E, 0.5f);
     struct ll_cuda_logit *rows = calloc(c.n_rows, sizeof(*rows));
 
@@ -84,7 +86,7 @@ static void check_norm(struct norm_case c)
     void *rows_device = dev_copy(rows, c.n_rows * sizeof(*rows));
     launched_ok(ll_cuda_rmsnorm(out, NULL, x_device, c.has_delta ? delta_device : NULL,
                                 weight_device, c.has_rows ? rows_device : NULL, c.n_rows, E, eps,
-                                0),
+                                INFINITY, 0),
                 "rmsnorm");
 
     float *got = get_bf16s(out, n_out), *x_after = get_bf16s(x_device, n), *w = widened(weight, E);
@@ -122,12 +124,13 @@ static void check_norm(struct norm_case c)
     void *code = dev_new(n_out), *scale = dev_new(c.n_rows * sizeof(float));
     launched_ok(ll_cuda_rmsnorm(code, scale, x_device, c.has_delta ? delta_device : NULL,
                                 weight_device, c.has_rows ? rows_device : NULL, c.n_rows, E, eps,
-                                0),
+                                bound, 0),
                 "rmsnorm e4m3");
     uint8_t *codes = dev_get(code, n_out);
     float *scales = dev_get(scale, c.n_rows * sizeof(float));
     for (uint32_t r = 0; r < c.n_rows; r++)
-        check_quantized(codes + (size_t)r * E, scales[r], got + (size_t)r * E, E, "rmsnorm e4m3");
+        check_quantized(codes + (size_t)r * E, scales[r], got + (size_t)r * E, E, bound,
+                        "rmsnorm e4m3");
     dev_end();
     free(x);
     free(delta);
@@ -155,23 +158,25 @@ static void rmsnorm_adds_norms_and_quantises(void **state)
             check_norm((struct norm_case){form % 2 ? 5 : 33, widths[w], form & 1, form >> 1});
         }
     check_norm((struct norm_case){1, 4096, true, false});
-    assert_int_equal(ll_cuda_rmsnorm(NULL, NULL, NULL, NULL, NULL, NULL, 1, 16392, 1e-5f, 0),
+    assert_int_equal(
+        ll_cuda_rmsnorm(NULL, NULL, NULL, NULL, NULL, NULL, 1, 16392, 1e-5f, INFINITY, 0), -EINVAL);
+    assert_int_equal(ll_cuda_rmsnorm(NULL, NULL, NULL, NULL, NULL, NULL, 1, 20, 1e-5f, INFINITY, 0),
                      -EINVAL);
-    assert_int_equal(ll_cuda_rmsnorm(NULL, NULL, NULL, NULL, NULL, NULL, 1, 20, 1e-5f, 0), -EINVAL);
 }
 
 /* ---- SwiGLU and quantisation ------------------------------------------------------------------*/
 static void check_swiglu(uint32_t n_tokens, uint32_t F)
 {
     const size_t n = (size_t)n_tokens * F;
+    const float bound = n_tokens > 1 ? 2.0f : INFINITY;
     uint16_t *in = random_bf16s(2 * n, 3);
     float *both = widened(in, 2 * n);
     void *in_device = dev_copy(in, 2 * n * 2), *out = dev_new(n * 2);
     void *code = dev_new(n), *scale = dev_new(n_tokens * sizeof(float));
     double *want = malloc(n * sizeof(*want));
 
-    launched_ok(ll_cuda_swiglu(out, NULL, in_device, n_tokens, F, 0), "swiglu");
-    launched_ok(ll_cuda_swiglu(code, scale, in_device, n_tokens, F, 0), "swiglu e4m3");
+    launched_ok(ll_cuda_swiglu(out, NULL, in_device, n_tokens, F, INFINITY, 0), "swiglu");
+    launched_ok(ll_cuda_swiglu(code, scale, in_device, n_tokens, F, bound, 0), "swiglu e4m3");
     float *got = get_bf16s(out, n), *from_cpu = poisoned(F + 16);
     uint8_t *codes = dev_get(code, n);
     float *scales = dev_get(scale, n_tokens * sizeof(float));
@@ -179,7 +184,7 @@ static void check_swiglu(uint32_t n_tokens, uint32_t F)
         const float *g = both + (size_t)t * 2 * F, *u = g + F, *mine = got + (size_t)t * F;
         for (uint32_t f = 0; f < F; f++)
             want[(size_t)t * F + f] = (double)g[f] / (1 + exp(-(double)g[f])) * (double)u[f];
-        check_quantized(codes + (size_t)t * F, scales[t], mine, F, "swiglu e4m3");
+        check_quantized(codes + (size_t)t * F, scales[t], mine, F, bound, "swiglu e4m3");
         if (F % 16 != 0)
             continue;
         cpu->swiglu(from_cpu, g, u, F, true);
@@ -207,7 +212,7 @@ static void swiglu_gates_and_quantises(void **state)
     check_swiglu(2, is_quick() ? 272 : 14336);
     check_swiglu(1, is_quick() ? 280 : 28672);
     check_swiglu(2, 53248); /* too wide for registers */
-    assert_int_equal(ll_cuda_swiglu(NULL, NULL, NULL, 1, 12, 0), -EINVAL);
+    assert_int_equal(ll_cuda_swiglu(NULL, NULL, NULL, 1, 12, INFINITY, 0), -EINVAL);
 }
 
 static void a_row_is_quantised_by_its_largest(void **state)
@@ -222,17 +227,22 @@ static void a_row_is_quantised_by_its_largest(void **state)
         x[2 * N + i] = ll_bf16_from_f32(ldexpf(1.0f, (int)(i % 60) - 30)); /* all sizes */
     }
     void *code = dev_new((size_t)T * N), *scale = dev_new(T * sizeof(float));
-    launched_ok(ll_cuda_quantize(code, scale, dev_copy(x, (size_t)T * N * 2), T, N, 0), "quantize");
-    uint8_t *codes = dev_get(code, (size_t)T * N);
-    float *scales = dev_get(scale, T * sizeof(float)), *value = widened(x, (size_t)T * N);
-    for (uint32_t t = 0; t < T; t++)
-        check_quantized(codes + t * N, scales[t], value + t * N, N, "quantize");
-    for (uint32_t i = 0; i < N; i++)
-        assert_int_equal(codes[i], 0);
+    void *in = dev_copy(x, (size_t)T * N * 2);
+    float *value = widened(x, (size_t)T * N);
+    for (int is_bounded = 0; is_bounded < 2; is_bounded++) {
+        const float bound = is_bounded ? 3.0f : INFINITY;
+        launched_ok(ll_cuda_quantize(code, scale, in, T, N, bound, 0), "quantize");
+        uint8_t *codes = dev_get(code, (size_t)T * N);
+        float *scales = dev_get(scale, T * sizeof(float));
+        for (uint32_t t = 0; t < T; t++)
+            check_quantized(codes + t * N, scales[t], value + t * N, N, bound, "quantize");
+        for (uint32_t i = 0; i < N; i++)
+            assert_int_equal(codes[i], 0);
+        free(codes);
+        free(scales);
+    }
     dev_end();
     free(x);
-    free(codes);
-    free(scales);
     free(value);
 }
 

@@ -55,6 +55,17 @@ static float *values_of(const uint8_t *code, size_t n)
     return x;
 }
 
+/* Random factors for 16 rows and 128 columns of w, multiplied into its values; the factors. */
+static float *random_blocks(float *w_wide, uint32_t n, uint32_t k)
+{
+    const uint32_t rows = (n + 15) / 16, cols = (k + 127) / 128;
+    float *block = random_scales(rows * cols);
+
+    for (size_t i = 0; i < (size_t)n * k; i++)
+        w_wide[i] *= block[i / k / 16 * cols + i % k / 128];
+    return block;
+}
+
 /* ---- cuBLASLt ---------------------------------------------------------------------------------*/
 static struct ll_gemm gemm;
 static uint32_t level; /* compute capability that the code was made for: 80, 89, 90 */
@@ -172,13 +183,18 @@ static void e4m3_products_without_vectors_give_the_same(void **state)
     check_fp8(64, 128, is_quick() ? 512 : 14336, true);
 }
 
-/* The path of 8.0: weights are widened in pieces, products are bf16. */
-static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_bytes)
+static float *copy_blocks(const float *block, uint32_t n, uint32_t k)
+{
+    return block != NULL ? dev_copy(block, (size_t)((n + 15) / 16) * ((k + 127) / 128) * 4) : NULL;
+}
+
+/* The path of 8.0, and of block scales: weights are widened in pieces, products are bf16. */
+static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_bytes, bool has_blocks)
 {
     uint16_t *x = random_bf16s((size_t)T * K, 1);
     uint8_t *w = random_e4m3s((size_t)N * K);
     float *x_wide = widened(x, (size_t)T * K), *w_wide = values_of(w, (size_t)N * K);
-    float *sw = random_scales(N);
+    float *sw = random_scales(N), *block = has_blocks ? random_blocks(w_wide, N, K) : NULL;
     void *out = dev_new((size_t)T * N * 2);
 
     run_gemm(&(struct ll_gemm_args){.kind = LL_GEMM_W8A16,
@@ -186,6 +202,7 @@ static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_byt
                                     .x = dev_copy(x, (size_t)T * K * 2),
                                     .w = dev_copy(w, (size_t)N * K),
                                     .w_scale = dev_copy(sw, N * 4),
+                                    .w_block = copy_blocks(block, N, K),
                                     .scratch = dev_new(scratch_bytes),
                                     .scratch_bytes = scratch_bytes,
                                     .t = T,
@@ -193,8 +210,9 @@ static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_byt
                                     .k = K});
     float *y = get_bf16s(out, (size_t)T * N);
     const struct product p = {.t = T, .n = N, .k = K, .x = x_wide, .w = w_wide, .w_scale = sw};
-    check_product(&p, y, 4e-3, 0x1p-7, "e4m3 widened");
+    check_product(&p, y, 4e-3, 0x1p-7, has_blocks ? "e4m3 with blocks widened" : "e4m3 widened");
     dev_end();
+    free(block);
     free(x);
     free(w);
     free(x_wide);
@@ -206,9 +224,11 @@ static void check_widened(uint32_t T, uint32_t N, uint32_t K, size_t scratch_byt
 static void widened_e4m3_weights_give_the_same_whole_and_in_pieces(void **state)
 {
     (void)state;
-    check_widened(9, 96, 272, 1 << 20);
-    check_widened(33, 208, 512, 64 * 512 * 2); /* pieces of 64 rows, the last of 16 */
-    check_widened(130, 1040, 1024, 256 * 1024 * 2);
+    for (int has_blocks = 0; has_blocks < 2; has_blocks++) {
+        check_widened(9, 96, 272, 1 << 20, has_blocks);
+        check_widened(33, 208, 512, 64 * 512 * 2, has_blocks); /* 64 rows at once, 16 at last */
+        check_widened(130, 1040, 1024, 256 * 1024 * 2, has_blocks);
+    }
 }
 
 static void measuring_plans_changes_no_result(void **state)
@@ -243,7 +263,7 @@ static void measuring_plans_changes_no_result(void **state)
 /* ---- our own ----------------------------------------------------------------------------------*/
 struct skinny_case {
     uint32_t n, k;
-    bool is_fp8, is_gated, is_f32;
+    bool is_fp8, is_gated, is_f32, has_blocks;
 };
 
 /* All of T 1 .. 8 with one set of inputs: right, written throughout, the same bits for a token
@@ -257,12 +277,13 @@ static void check_skinny(struct skinny_case c)
     float *w_wide, *sw = random_scales(N), *x_wide = malloc((size_t)T * K * sizeof(float));
     char what[64];
 
-    snprintf(what, sizeof(what), "skinny %s%s%s", c.is_fp8 ? "e4m3" : "bf16",
-             c.is_gated ? " gated" : "", c.is_f32 ? " to f32" : "");
+    snprintf(what, sizeof(what), "skinny %s%s%s%s", c.is_fp8 ? "e4m3" : "bf16",
+             c.has_blocks ? " blocks" : "", c.is_gated ? " gated" : "", c.is_f32 ? " to f32" : "");
     if (c.is_fp8)
         w_wide = values_of(w8 = random_e4m3s(n_w), n_w);
     else
         w_wide = widened(w16 = random_bf16s(n_w, 0.1f), n_w);
+    float *block = c.has_blocks ? random_blocks(w_wide, N, K) : NULL;
     for (uint32_t t = 0; t < T; t++)
         for (uint32_t k = 0; k < K; k++) {
             const uint16_t *row = x + (size_t)t * width;
@@ -277,6 +298,7 @@ static void check_skinny(struct skinny_case c)
     struct ll_skinny_args args = {.y = out,
                                   .w = c.is_fp8 ? dev_copy(w8, n_w) : dev_copy(w16, n_w * 2),
                                   .w_scale = c.is_fp8 ? dev_copy(sw, N * 4) : NULL,
+                                  .w_block = copy_blocks(block, N, K),
                                   .partial = dev_new(partial_bytes),
                                   .arrived = arrived,
                                   .n = N,
@@ -329,6 +351,7 @@ static void check_skinny(struct skinny_case c)
         assert_int_equal(left[i], 0);
     free(left);
     free(all);
+    free(block);
     free(x);
     free(w8);
     free(w16);
@@ -338,33 +361,41 @@ static void check_skinny(struct skinny_case c)
     dev_end();
 }
 
-static void check_skinny_shapes(bool is_fp8, bool is_gated, bool is_f32)
+static void check_skinny_shapes(bool is_fp8, bool is_gated, bool is_f32, bool has_blocks)
 {
     static const uint32_t shapes[][2] = {{16, 128},   {48, 384},   {64, 1024}, {80, 1152},
                                          {1040, 640}, {528, 4096}, {96, 8320}, {4096, 14336}};
 
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]) - (is_quick() ? 3 : 0); i++)
-        check_skinny((struct skinny_case){shapes[i][0], shapes[i][1], is_fp8, is_gated, is_f32});
+        check_skinny(
+            (struct skinny_case){shapes[i][0], shapes[i][1], is_fp8, is_gated, is_f32, has_blocks});
 }
 
 static void our_e4m3_product_is_right_and_each_row_alone(void **state)
 {
     (void)state;
-    check_skinny_shapes(true, false, false);
+    check_skinny_shapes(true, false, false, false);
 }
 
 static void our_gated_product_is_right_and_each_row_alone(void **state)
 {
     (void)state;
-    check_skinny_shapes(true, true, false);
-    check_skinny_shapes(false, true, false);
+    check_skinny_shapes(true, true, false, false);
+    check_skinny_shapes(false, true, false, false);
+}
+
+static void our_product_with_block_scales_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_skinny_shapes(true, false, false, true);
+    check_skinny_shapes(true, true, false, true);
 }
 
 static void our_bf16_product_is_right_and_each_row_alone(void **state)
 {
     (void)state;
-    check_skinny_shapes(false, false, false);
-    check_skinny_shapes(false, false, true);
+    check_skinny_shapes(false, false, false, false);
+    check_skinny_shapes(false, false, true, false);
 }
 
 static void shapes_that_do_not_fit_are_refused(void **state)
@@ -390,6 +421,7 @@ int main(void)
         cmocka_unit_test(measuring_plans_changes_no_result),
         cmocka_unit_test(our_e4m3_product_is_right_and_each_row_alone),
         cmocka_unit_test(our_gated_product_is_right_and_each_row_alone),
+        cmocka_unit_test(our_product_with_block_scales_is_right_and_each_row_alone),
         cmocka_unit_test(our_bf16_product_is_right_and_each_row_alone),
         cmocka_unit_test(shapes_that_do_not_fit_are_refused),
     };

@@ -16,17 +16,17 @@ static const struct ll_backend *cuda;
 
 enum { SEQ_MAX = 64, PROMPT_MAX = 300, OUT = 10, PER_SEQ = 6, N_TOP = 4 };
 
-static const struct ll_model_shape shape = {.n_layers = 2,
-                                            .n_embd = 512,
-                                            .n_heads = 6,
-                                            .n_kv_heads = 2,
-                                            .head_dim = 64,
-                                            .n_ff = 1024,
-                                            .n_vocab = 1003,
-                                            .context_max = 384,
-                                            .rope = LL_ROPE_PLAIN,
-                                            .rms_eps = 1e-5f,
-                                            .rope_theta = 1e4};
+static struct ll_model_shape shape = {.n_layers = 2,
+                                      .n_embd = 512,
+                                      .n_heads = 6,
+                                      .n_kv_heads = 2,
+                                      .head_dim = 64,
+                                      .n_ff = 1024,
+                                      .n_vocab = 1003,
+                                      .context_max = 384,
+                                      .rope = LL_ROPE_PLAIN,
+                                      .rms_eps = 1e-5f,
+                                      .rope_theta = 1e4};
 
 struct sequence { /* what is asked for, and what came */
     uint32_t slot, n_prompt, prompt[PROMPT_MAX + OUT];
@@ -385,7 +385,7 @@ static bool is_global(enum ll_tensor_role role)
 
 /* Feeds the same random weights to any backend, linear layers in 8 bits if told; nan: put one into
  * the embedding of id 5. */
-static struct ll_device *open_fed(const struct ll_backend *to, const char *extra, bool is_e4m3,
+static struct ll_device *open_fed(const struct ll_backend *to, const char *extra, enum feed_as as,
                                   bool has_nan)
 {
     struct ll_text error = {""};
@@ -421,8 +421,8 @@ static struct ll_device *open_fed(const struct ll_backend *to, const char *extra
             if (has_nan && role == LL_TENSOR_EMBED)
                 x[5 * shape.n_embd + 9] = 0x7fc0;
             int rc;
-            if (is_e4m3 && t.rows > 1 && !is_global(role))
-                rc = feed_e4m3(to, device, t, x, &error);
+            if (as != FEED_BF16 && t.rows > 1 && !is_global(role))
+                rc = feed_e4m3(to, device, t, x, as, &error);
             else
                 rc = feed_tensor(to, device, &t, x, &error);
             free(x);
@@ -470,12 +470,13 @@ static void score(const struct ll_backend *with, struct ll_device *device, struc
     }
 }
 
-static void check_against_cpu(const char *extra, bool is_e4m3, double mean_max, double largest_max)
+static void check_against_cpu(const char *extra, enum feed_as as, double mean_max,
+                              double largest_max)
 {
     static struct sequence q;
     float mine[PROMPT_MAX], theirs[PROMPT_MAX];
-    struct ll_device *gpu = open_fed(cuda, extra, is_e4m3, false),
-                     *cpu = open_fed(ll_backend_cpu(), NULL, is_e4m3, false);
+    struct ll_device *gpu = open_fed(cuda, extra, as, false),
+                     *cpu = open_fed(ll_backend_cpu(), NULL, as, false);
     double mean = 0, largest = 0;
     uint32_t n = 0;
     static const uint32_t chunks[] = {300, 37, 8, 1};
@@ -492,7 +493,10 @@ static void check_against_cpu(const char *extra, bool is_e4m3, double mean_max, 
         }
     }
     printf("%s weights, %s: logprobs of %u ids: mean difference %.4f, largest %.4f\n",
-           is_e4m3 ? "e4m3" : "bf16", extra != NULL ? extra : "as it comes", n, mean / n, largest);
+           as == FEED_BF16   ? "bf16"
+           : as == FEED_E4M3 ? "e4m3"
+                             : "e4m3 block",
+           extra != NULL ? extra : "as it comes", n, mean / n, largest);
     assert_true(mean / n <= mean_max && largest <= largest_max);
     cuda->close(gpu);
     ll_backend_cpu()->close(cpu);
@@ -504,10 +508,26 @@ static void check_against_cpu(const char *extra, bool is_e4m3, double mean_max, 
 static void a_model_gives_the_cpu_s_log_probabilities(void **state)
 {
     (void)state;
-    check_against_cpu(NULL, false, 0.02, 0.1);
-    check_against_cpu("skinny=0", false, 0.02, 0.1);
-    check_against_cpu(NULL, true, 0.1, 0.6);
-    check_against_cpu("skinny=0", true, 0.1, 0.6);
+    check_against_cpu(NULL, FEED_BF16, 0.02, 0.1);
+    check_against_cpu("skinny=0", FEED_BF16, 0.02, 0.1);
+    check_against_cpu(NULL, FEED_E4M3, 0.1, 0.6);
+    check_against_cpu("skinny=0", FEED_E4M3, 0.1, 0.6);
+}
+
+/* Activations stay in 16 bits, as on the CPU. K and V begin inside a block of the merged matrix,
+ * and so does up; a down projection whose last block is narrow. */
+static void weights_with_block_scales_give_them_too(void **state)
+{
+    const struct ll_model_shape kept = shape;
+
+    (void)state;
+    check_against_cpu(NULL, FEED_E4M3_BLOCKS, 0.02, 0.1);
+    shape.n_kv_heads = 3;
+    check_against_cpu(NULL, FEED_E4M3_BLOCKS, 0.02, 0.1);
+    shape.n_ff = 1040;
+    check_against_cpu(NULL, FEED_E4M3_BLOCKS, 0.02, 0.1);
+    check_against_cpu("skinny=0", FEED_E4M3_BLOCKS, 0.02, 0.1);
+    shape = kept;
 }
 
 /* ---- faults in what is given
@@ -518,7 +538,7 @@ static void a_nan_fails_its_row_and_not_the_step(void **state)
     struct ll_slot_init inits[3];
     struct ll_pages_set pages[3];
     struct ll_row rows[3];
-    struct ll_device *device = open_fed(cuda, NULL, false, true);
+    struct ll_device *device = open_fed(cuda, NULL, FEED_BF16, true);
 
     (void)state;
     for (uint32_t i = 0; i < 3; i++) {
@@ -579,6 +599,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_model_gives_the_cpu_s_log_probabilities),
+        cmocka_unit_test(weights_with_block_scales_give_them_too),
         cmocka_unit_test(deterministic_rows_are_the_same_alone_and_among_64),
         cmocka_unit_test(pages_slots_and_repeats_change_no_bit),
         cmocka_unit_test(a_graph_gives_the_bits_of_its_kernels_launched_one_by_one),
