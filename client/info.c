@@ -43,6 +43,35 @@ static int load_stats(struct ll_client *client)
     return 0;
 }
 
+/* What a reload changes, as it was between two changes. */
+static int load_model(const struct ll_client *client, struct ll_client_info *facts, char *name)
+{
+    const struct ll_info_region *info = client->info;
+
+    for (int attempt = 0; attempt < 1000; attempt++) {
+        /* Acquire, pairs with the release that ends a change (runtime/engine_switch.c): the model
+         * after the count. */
+        uint32_t before = atomic_load_explicit(&info->model_seq, memory_order_acquire);
+        if (before % 2 != 0) {
+            ll_cpu_relax();
+            continue;
+        }
+        facts->weights_epoch = info->weights_epoch;
+        facts->temperature = info->temperature;
+        facts->top_p = info->top_p;
+        facts->min_p = info->min_p;
+        facts->repetition_penalty = info->repetition_penalty;
+        facts->top_k = info->top_k;
+        copy_text(name, info->name, sizeof(info->name));
+        /* Acquire fence, pairs with the writer's release fence after it made the count odd: the
+         * model before the second look. */
+        atomic_thread_fence(memory_order_acquire);
+        if (atomic_load_explicit(&info->model_seq, memory_order_relaxed) == before)
+            return 0;
+    }
+    return LL_ERR(LL_E_PROTOCOL, "the runtime does not end a change of what it serves");
+}
+
 /* Copies and checks what the runtime says about itself; once, at attach. */
 int ll_client_info_load(struct ll_client *client, uint64_t tok_bytes)
 {
@@ -60,21 +89,18 @@ int ll_client_info_load(struct ll_client *client, uint64_t tok_bytes)
         .n_top_max = info->n_top_max,
         .bos = info->bos,
         .n_eos = info->n_eos,
-        .temperature = info->temperature,
-        .top_p = info->top_p,
-        .min_p = info->min_p,
-        .repetition_penalty = info->repetition_penalty,
-        .top_k = info->top_k,
-        .model = copy_text(client->name, info->name, sizeof(info->name)),
+        .model = client->name,
         .chat_format = copy_text(client->chat_format, info->chat_format, sizeof(info->chat_format)),
         .backend = copy_text(client->backend, info->backend, sizeof(info->backend)),
         .dtype = copy_text(client->dtype, info->dtype, sizeof(info->dtype)),
         .epoch = info->epoch,
-        .weights_epoch = info->weights_epoch,
         .tokenizer = client->tok_region.base,
         .tokenizer_bytes = tok_bytes,
     };
     memcpy(facts->eos, info->eos, sizeof(facts->eos));
+    int rc = load_model(client, facts, client->name);
+    if (rc < 0)
+        return rc;
     if (facts->n_vocab == 0 || facts->n_prompt_max == 0 ||
         facts->n_prompt_max > facts->context_max || facts->n_max == 0 ||
         facts->n_max > LL_CHOICES_MAX || facts->n_top_max > LL_TOP_MAX || facts->n_eos > LL_EOS_MAX)
@@ -86,7 +112,7 @@ int ll_client_info_load(struct ll_client *client, uint64_t tok_bytes)
     return load_stats(client);
 }
 
-int ll_client_info(const struct ll_client *client, struct ll_client_info *out)
+int ll_client_info(struct ll_client *client, struct ll_client_info *out)
 {
     struct ll_client_info facts = client->facts;
 
@@ -96,7 +122,13 @@ int ll_client_info(const struct ll_client *client, struct ll_client_info *out)
         return LL_ERR(LL_E_INVAL, "struct_bytes: %u, must be sizeof(struct ll_client_info)",
                       out->struct_bytes);
     facts.struct_bytes = out->struct_bytes;
-    facts.weights_epoch = client->info->weights_epoch; /* a reload moves it */
+    if (client->info->weights_epoch != facts.weights_epoch) { /* reloaded since */
+        int rc = load_model(client, &client->facts, client->name);
+        if (rc < 0)
+            return rc;
+        facts = client->facts;
+        facts.struct_bytes = out->struct_bytes;
+    }
     memcpy(out, &facts, ll_min_u64(out->struct_bytes, sizeof(facts)));
     return 0;
 }

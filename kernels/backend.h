@@ -18,8 +18,13 @@
  *   B7  errors come as text in the caller's struct ll_text (a backend may be a dlopened module)
  *   B8  logprobs are of the raw logits, natural log, before bias, penalties and temperature
  *
- * THREADS  open, want, pin, feed, seal, close: one loader thread; then submit, poll, late_mask,
- *          copy: the step thread. Never both at once on one device.
+ *   B9  with n_weights 2, begin opens a set anew that no batch in flight names; until its seal none
+ *       names it. That set is then loaded beside running steps: what the other set computes does not
+ *       change, by a bit or by a failed load, and a set whose load was given up may be begun again
+ *
+ * THREADS  open, begin, want, pin, feed, fed, seal, close: one loader thread; submit, poll,
+ *          late_mask, copy, copied: the step thread. Before the first seal and from close on never
+ *          both; after it begin, want, pin, feed, fed and seal may run beside the step thread (B9).
  *
  * THE SAMPLER, the same in every backend, per row, in this order:
  *   1  raw logits x[v] give the logprobs: x[v] - logsumexp(x)
@@ -258,6 +263,9 @@ struct ll_backend {
                 struct ll_text *error);
     void (*close)(struct ll_device *device); /* NULL accepted; waits for what runs */
 
+    /* A load into weight set `weights` begins: what it held, or was given by a load that failed,
+     * counts no more. Not needed before the first load after open. NULL: one set only. */
+    int (*begin)(struct ll_device *device, uint32_t weights, struct ll_text *error);
     /* Byte ranges of a tensor that are needed: count (<= n_max), 0: not wanted at all, negative:
      * this dtype or shape cannot be used. */
     int (*want)(struct ll_device *device, const struct ll_tensor *tensor, struct ll_span *spans,

@@ -8,6 +8,7 @@
 #include "client/text/utf8.h"
 #include "ll/client.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@ struct ll_admin {
     int listen_fd;
     struct peer peer[LL_ADMIN_PEERS];
     struct ll_control_client client[LL_ATTACHMENTS_MAX]; /* scratch */
+    struct ll_reload_report report;                      /* likewise */
 };
 
 /* ---- JSON ------------------------------------------------------------------------------------*/
@@ -133,6 +135,29 @@ static void put_clients(struct ll_admin *admin, struct peer *peer, uint64_t now_
     put(peer, "]");
 }
 
+static void put_reload(struct ll_admin *admin, struct peer *peer)
+{
+    struct ll_reload_report *now = &admin->report;
+
+    ll_reload_report(admin->options.reload, now);
+    double seconds = (double)now->read_ns / 1e9;
+    if (now->state == LL_RELOAD_CHECKING || now->state == LL_RELOAD_READING)
+        seconds = (double)now->elapsed_ns / 1e9;
+    put(peer, "\"reload\":{");
+    put_member(peer, "state", ll_reload_state_name(now->state));
+    put(peer, "\"id\":%llu,\"reserved\":%s,\"set\":%u,", (unsigned long long)now->id,
+        now->is_reserved ? "true" : "false", now->set);
+    put_member(peer, "model", now->model);
+    put(peer, "\"bytes_done\":%llu,\"bytes_total\":%llu,\"read_s\":%.3f,\"gb_per_s\":%.3f,",
+        (unsigned long long)now->bytes_done, (unsigned long long)now->bytes_total, seconds,
+        seconds > 0 ? (double)now->bytes_done / 1e9 / seconds : 0);
+    put(peer, "\"waited_s\":%.3f,\"elapsed_s\":%.3f,\"n_left\":%u,\"error\":%d,",
+        (double)now->waited_ns / 1e9, (double)now->elapsed_ns / 1e9, now->n_left, now->code);
+    put(peer, "\"message\":");
+    put_string(peer, now->error);
+    put(peer, "}");
+}
+
 static void answer_status(struct ll_admin *admin, struct peer *peer)
 {
     const struct ll_admin_options *o = &admin->options;
@@ -165,6 +190,8 @@ static void answer_status(struct ll_admin *admin, struct peer *peer)
         put(peer, "%s{\"phase\":\"%s\",\"ms\":%.3f}", i > 0 ? "," : "", o->phase[i].name,
             (double)o->phase[i].ns / 1e6);
     put(peer, "],");
+    put_reload(admin, peer);
+    put(peer, ",");
     put_stats(peer, o->stat);
     put_clients(admin, peer, now_ns);
     put(peer, "}\n");
@@ -177,6 +204,42 @@ static void answer_error(struct peer *peer, int code, const char *text)
     put(peer, "\"commands\":[\"status\",\"drain\",\"reload\",\"adapters\",\"help\"]}\n");
 }
 
+/* "reload ..." after the first word. */
+static void answer_reload(struct ll_admin *admin, struct peer *peer, const char *rest)
+{
+    static const char wait[] = "--reload-wait=", cut[] = "--cut ";
+    struct ll_reload_order order = {.wait_s = UINT32_MAX};
+    int rc = 0;
+
+    for (rest += strspn(rest, " "); rc == 0 && strncmp(rest, "--", 2) == 0;
+         rest += strspn(rest, " ")) {
+        char *end = NULL;
+        if (strncmp(rest, cut, sizeof(cut) - 1) == 0) {
+            order.cuts = true;
+            rest += sizeof(cut) - 1;
+        } else if (strncmp(rest, wait, sizeof(wait) - 1) == 0 && isdigit(rest[sizeof(wait) - 1])) {
+            order.wait_s =
+                (uint32_t)ll_min_u64(strtoull(rest + sizeof(wait) - 1, &end, 10), 100000);
+            rc = *end == ' ' ? 0 : LL_E_INVAL;
+            rest = end;
+        } else {
+            rc = LL_E_INVAL;
+        }
+    }
+    order.model = rest;
+    if (rc < 0)
+        LL_ERR(rc, "reload takes --reload-wait=SECONDS, --cut and then a directory");
+    else if (rest[0] != 0)
+        rc = ll_reload_begin(admin->options.reload, &order);
+    if (rc < 0) {
+        answer_error(peer, rc, ll_err_text());
+        return;
+    }
+    put(peer, "{");
+    put_reload(admin, peer);
+    put(peer, "}\n");
+}
+
 static void answer(struct ll_admin *admin, struct peer *peer)
 {
     if (strcmp(peer->line, "status") == 0) {
@@ -187,10 +250,9 @@ static void answer(struct ll_admin *admin, struct peer *peer)
         put(peer, "{\"state\":\"draining\"}\n");
     } else if (strcmp(peer->line, "adapters") == 0) {
         put(peer, "{\"adapters\":[]}\n");
-    } else if (strcmp(peer->line, "reload") == 0) {
-        answer_error(peer, LL_E_UNSUPPORTED,
-                     "this version cannot change weights while it runs: stop llringd and start it "
-                     "with the new model");
+    } else if (strncmp(peer->line, "reload", 6) == 0 &&
+               (peer->line[6] == 0 || peer->line[6] == ' ')) {
+        answer_reload(admin, peer, peer->line + 6);
     } else if (strcmp(peer->line, "help") == 0) {
         answer_error(peer, 0, "send one of these commands and a newline");
     } else {

@@ -13,6 +13,13 @@ void ll_allocations_watch(_Atomic uint64_t *counter)
     atomic_store_explicit(&watched, counter, memory_order_relaxed);
 }
 
+static _Thread_local bool is_exempt;
+
+void ll_allocations_exempt_thread(void)
+{
+    is_exempt = true;
+}
+
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 
 bool ll_allocations_are_counted(void)
@@ -29,7 +36,7 @@ static void count(void)
 {
     _Atomic uint64_t *counter = atomic_load_explicit(&watched, memory_order_relaxed);
 
-    if (__builtin_expect(counter != NULL, 0))
+    if (__builtin_expect(counter != NULL, 0) && !is_exempt)
         atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 

@@ -14,6 +14,9 @@
 /* From now on; NULL ends it. */
 void ll_allocations_watch(_Atomic uint64_t *counter);
 
+/* What this thread allocates counts no more: it has nothing to do with steps (reload.h). */
+void ll_allocations_exempt_thread(void);
+
 /* Does this build count? */
 bool ll_allocations_are_counted(void);
 

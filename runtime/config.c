@@ -44,6 +44,13 @@ static const struct ll_option options[] = {
      "auto: default sampling from generation_config.json; none, vllm: neutral defaults"},
     {"Model", "seed", LL_OPTION_U64, AT(seed), 0, 1e18, NULL, "0", NULL, "of dummy weights"},
 
+    {"Model", "reserve-weights", LL_OPTION_BOOL, AT(reserves_weights), 0, 0, NULL, "no", NULL,
+     "keep memory for a second set of weights, so that llring reload can change them under load"},
+    {"Model", "reload-wait", LL_OPTION_U32, AT(reload_wait_s), 0, 3600, NULL, "30", "s",
+     "longest wait of new requests for those that run when weights change; then the reload is "
+     "given "
+     "up"},
+
     {"Device", "device", LL_OPTION_CHOICE, AT(device), 0, 0, "auto|cpu|cuda|fake", "auto", NULL,
      "auto: cuda where there is a GPU, else cpu; fake: no model, for tests"},
     {"Device", "kv-cache-dtype", LL_OPTION_CHOICE, AT(kv_cache_dtype), 0, 0,

@@ -47,6 +47,8 @@ struct ll_config {
     char chat_template[32];
     uint32_t max_model_len; /* 0: the model's */
     uint64_t seed;
+    bool reserves_weights; /* memory for a second set, for reload */
+    uint32_t reload_wait_s;
 
     /* device and memory */
     uint32_t device, kv_cache_dtype;
@@ -61,7 +63,7 @@ struct ll_config {
 
     /* load */
     uint32_t max_num_seqs, max_num_batched_tokens; /* 0: by device */
-    float max_itl_ms; /* 0: no limit */
+    float max_itl_ms;                              /* 0: no limit */
     uint32_t max_waiting;
     uint64_t max_waiting_tokens; /* 0: no limit */
     uint32_t max_waiting_share;

@@ -314,6 +314,24 @@ void ll_control_mail(struct ll_control *control, enum ll_mail_type type, void *a
     ll_wait_kick(control->info, control->options.step_fd);
 }
 
+void ll_control_switch(struct ll_control *control, struct ll_weights_switch *to,
+                       ll_control_switched_fn *fn, void *context)
+{
+    LL_ASSERT(control->on_switched == NULL);
+    control->on_switched = fn;
+    control->switch_context = context;
+    ll_control_mail(control, LL_MAIL_SWITCH, to, 0);
+}
+
+static void take_switched(struct ll_control *control, int result)
+{
+    ll_control_switched_fn *fn = control->on_switched;
+
+    LL_ASSERT(fn != NULL);
+    control->on_switched = NULL;
+    fn(control->switch_context, result);
+}
+
 static void finish(struct ll_control *control, int result)
 {
     if (control->is_over)
@@ -390,6 +408,9 @@ static void take_mail(struct ll_control *control)
         case LL_MAIL_IDLE:
             if (control->is_draining)
                 finish(control, 0);
+            break;
+        case LL_MAIL_SWITCHED:
+            take_switched(control, (int)(int64_t)mail.value);
             break;
         case LL_MAIL_FAILED:
             finish(control, (int)(int64_t)mail.value);

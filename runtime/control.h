@@ -85,6 +85,14 @@ void ll_control_unwatch(struct ll_control *control, int fd);
 int ll_control_accept_spare(struct ll_control *control, int listen_fd);
 void ll_control_close_spare(struct ll_control *control, int fd);
 
+/* Hands a sealed set of weights to the step thread, which takes it over when it can (engine.h); fn
+ * is called from the loop with its answer: 0, LL_E_TIMEOUT, LL_E_DRAINING. One at a time; *to must
+ * last until then. From callbacks of this loop. */
+struct ll_weights_switch;
+typedef void ll_control_switched_fn(void *context, int result);
+void ll_control_switch(struct ll_control *control, struct ll_weights_switch *to,
+                       ll_control_switched_fn *fn, void *context);
+
 /* Who is attached, for `llring status`. Returns how many there are; at most n_max are written. */
 struct ll_control_client {
     uint32_t id, incarnation, n_slots, arena_bytes, domain;

@@ -67,6 +67,8 @@ struct ll_control {
     struct ll_shadow *shadow; /* [n_places][n_slots_max] */
     size_t shadow_bytes;
     struct ll_watch watch[LL_CONTROL_WATCH_MAX];
+    ll_control_switched_fn *on_switched; /* NULL: no switch is under way */
+    void *switch_context;
 
     bool is_draining, is_over, has_warned_lock;
     uint64_t drain_deadline_ns;

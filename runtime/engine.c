@@ -283,7 +283,7 @@ static int plan_and_submit(struct ll_engine *engine, uint64_t now_ns)
     if (step->plan.n_rows == 0)
         return take_copies(engine, &step->plan);
 
-    ll_batch_build(&engine->maker, &step->plan, &engine->pool, 0, &batch);
+    ll_batch_build(&engine->maker, &step->plan, &engine->pool, engine->weights, &batch);
     step->ticket = engine->options.backend->submit(engine->options.device, &batch, &error);
     if (step->ticket < 0)
         return fail(engine, "submit", (int)step->ticket, error.s);
@@ -351,6 +351,8 @@ static uint32_t look_after(struct ll_engine *engine, uint64_t now_ns)
         ll_engine_go_on_detaching(engine);
     if (engine->is_draining)
         ll_engine_go_on_draining(engine, now_ns);
+    if (engine->switching != NULL)
+        ll_engine_go_on_switching(engine, now_ns);
     return work;
 }
 

@@ -31,6 +31,30 @@
 
 #define LL_ENGINE_DEPTH_MAX 2u
 
+/* What INFO says of a model that a switch changes (wire.h). */
+struct ll_served_model {
+    char name[128];
+    float temperature, top_p, min_p, repetition_penalty;
+    uint32_t top_k;
+};
+
+/* Another set of weights, sealed, is to take over (engine_switch.c). From its mail on nobody new
+ * starts; what runs ends on the weights it began with; then, with nothing on the device, the sets
+ * change places and who waited starts. All that clients see is that wait.
+ *   after wait_ns   LL_E_TIMEOUT: some still run, and everybody goes on on the old weights; with
+ *                   cuts they end instead, LL_E_DRAINING, and the sets change
+ *   a drain begins  LL_E_DRAINING: who waits is served by the old weights */
+struct ll_weights_switch {
+    uint32_t weights; /* set */
+    uint64_t epoch;   /* never used before: no cached page of another epoch is found */
+    uint64_t wait_ns;
+    bool cuts;
+    struct ll_served_model model;
+    /* the answer, beside the mail's value */
+    uint32_t n_left; /* sequences: that were cut, or for which it was given up */
+    uint64_t waited_ns;
+};
+
 typedef uint64_t ll_engine_clock(void *context);
 
 struct ll_engine_options {
@@ -110,6 +134,11 @@ struct ll_engine {
     uint64_t now_ns; /* of the last turn's begin */
     uint64_t next_beat_ns, next_mail_ns, next_gauges_ns;
     uint64_t drain_deadline_ns;
+    uint32_t weights;                    /* set that steps run on */
+    struct ll_weights_switch *switching; /* NULL: none */
+    uint64_t switch_since_ns;
+    bool is_switch_over; /* the answer did not fit the mailbox yet: switch_result */
+    int switch_result;
     uint64_t n_notified; /* to_control's tail when the control thread was last notified */
     bool is_draining, is_idle_told, is_stopping;
     int failed; /* sticky code, 0: none */

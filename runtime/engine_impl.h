@@ -2,7 +2,8 @@
 /* runtime/engine_impl.h - what engine*.c share; nobody else includes it.
  *
  *   engine.c       the loop: the seven calls, page copies, sleep
- *   engine_mail.c  mail with the control thread: clients come and go, drain */
+ *   engine_mail.c  mail with the control thread: clients come and go, drain
+ *   engine_switch.c another set of weights takes over */
 #ifndef RUNTIME_ENGINE_IMPL_H
 #define RUNTIME_ENGINE_IMPL_H
 
@@ -35,5 +36,9 @@ void ll_engine_notify_control(struct ll_engine *engine);
 void ll_engine_go_on_detaching(struct ll_engine *engine);
 /* Ends what is left at the drain's deadline; IDLE once all has ended. */
 void ll_engine_go_on_draining(struct ll_engine *engine, uint64_t now_ns);
+/* A switch is asked for; goes on with it, once a turn; gives it up if there is one. */
+void ll_engine_begin_switch(struct ll_engine *engine, struct ll_weights_switch *to);
+void ll_engine_go_on_switching(struct ll_engine *engine, uint64_t now_ns);
+void ll_engine_give_up_switch(struct ll_engine *engine, int code);
 
 #endif

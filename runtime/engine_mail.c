@@ -109,6 +109,10 @@ uint32_t ll_engine_read_mail(struct ll_engine *engine)
             engine->is_draining = true;
             engine->intake.is_draining = true;
             engine->drain_deadline_ns = mail.value;
+            ll_engine_give_up_switch(engine, LL_E_DRAINING);
+            break;
+        case LL_MAIL_SWITCH:
+            ll_engine_begin_switch(engine, mail.attachment);
             break;
         case LL_MAIL_STOP:
             engine->is_stopping = true;
@@ -117,6 +121,7 @@ uint32_t ll_engine_read_mail(struct ll_engine *engine)
         case LL_MAIL_FENCED:
         case LL_MAIL_WAKE:
         case LL_MAIL_IDLE:
+        case LL_MAIL_SWITCHED:
         case LL_MAIL_FAILED:
             LL_ASSERT(!"mail that only the step thread sends");
         }

@@ -443,7 +443,11 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
                           .start_ns = ll_now_ns()};
     if (options != NULL)
         load->options = *options;
-    int rc = ll_load_plan_make(&load->plan, backend, device, checkpoint, load->options.quantize_fp8,
+    int rc = backend->begin != NULL ? backend->begin(device, weights, &error) : 0;
+    if (rc < 0)
+        backend_error(load, rc, "does not begin a load", "", &error);
+    else
+        rc = ll_load_plan_make(&load->plan, backend, device, checkpoint, load->options.quantize_fp8,
                                BUFFER_BYTES);
     load->progress.bytes_total = load->plan.bytes_total;
     if (rc == 0)

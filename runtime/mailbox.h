@@ -19,11 +19,14 @@ enum ll_mail_type {
     LL_MAIL_SWEEP,      /* attachment */
     LL_MAIL_DRAIN,      /* value: deadline_ns; refuse new requests, finish what runs, then IDLE */
     LL_MAIL_STOP,       /* end the loop now */
+    LL_MAIL_SWITCH, /* attachment: a struct ll_weights_switch (engine.h), the step thread's until
+                       SWITCHED. One at a time */
     /* step -> control */
     LL_MAIL_DETACHED, /* attachment: no longer used, quarantine over */
     LL_MAIL_FENCED,   /* attachment, value: LL_E_*: tell it and close */
     LL_MAIL_WAKE,     /* attachment: write its wake eventfd (beyond 8 a step) */
     LL_MAIL_IDLE,     /* drained */
+    LL_MAIL_SWITCHED, /* attachment: as it came; value: 0, or LL_E_*: nothing has changed */
     LL_MAIL_FAILED,   /* value: LL_E_*: the backend failed, all told; exit (R11) */
 };
 

@@ -270,11 +270,56 @@ void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code)
         ll_sched_end(scheduler, &pool->seq[pool->list[LL_SEQ_RUNNING].first], LL_END_FAILED, code);
 }
 
+/* ---- another set of weights (P8) --------------------------------------------------------------*/
+
+void ll_scheduler_withhold(struct ll_scheduler *scheduler)
+{
+    scheduler->withholds = true;
+}
+
+uint32_t ll_scheduler_n_begun(const struct ll_scheduler *scheduler)
+{
+    const struct ll_seq_pool *pool = scheduler->pool;
+    uint32_t n = pool->list[LL_SEQ_RUNNING].n;
+
+    for (uint32_t i = pool->list[LL_SEQ_WAITING].first; i != LL_NONE; i = pool->seq[i].next)
+        n += ll_sched_has_begun(scheduler, &pool->seq[i]);
+    return n;
+}
+
+void ll_scheduler_cut(struct ll_scheduler *scheduler, int32_t code)
+{
+    struct ll_seq_pool *pool = scheduler->pool;
+
+    scheduler->n_release_left = UINT32_MAX;
+    while (pool->list[LL_SEQ_RUNNING].first != LL_NONE)
+        ll_sched_end(scheduler, &pool->seq[pool->list[LL_SEQ_RUNNING].first], LL_END_FAILED, code);
+    for (uint32_t i = pool->list[LL_SEQ_WAITING].first, next; i != LL_NONE; i = next) {
+        next = pool->seq[i].next;
+        if (ll_sched_has_begun(scheduler, &pool->seq[i]))
+            ll_sched_end(scheduler, &pool->seq[i], LL_END_FAILED, code);
+    }
+}
+
+void ll_scheduler_switch(struct ll_scheduler *scheduler, uint64_t weights_epoch)
+{
+    LL_ASSERT(ll_scheduler_n_begun(scheduler) == 0);
+    ll_sched_unmatch(scheduler); /* found by the old root */
+    scheduler->weights_epoch = weights_epoch;
+    scheduler->withholds = false;
+}
+
+void ll_scheduler_resume(struct ll_scheduler *scheduler)
+{
+    scheduler->withholds = false;
+}
+
 /* ---- check ------------------------------------------------------------------------------------*/
 void ll_scheduler_check(const struct ll_scheduler *scheduler)
 {
     const struct ll_seq_pool *pool = scheduler->pool;
     uint32_t n_used = 0, n_prefill = 0, n_preempting = 0, n_parked = 0, n_copying = 0;
+    uint32_t n_withheld = 0;
 
     for (uint32_t i = 0; i < pool->n; i++) {
         const struct ll_seq *seq = &pool->seq[i];
@@ -288,6 +333,8 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         n_prefill += seq->is_prefill;
         n_preempting += seq->is_preempted;
         n_parked += seq->is_parked;
+        n_withheld += seq->is_withheld;
+        LL_ASSERT(!seq->is_withheld || (seq->is_parked && !ll_sched_has_begun(scheduler, seq)));
         n_copying += ll_sched_is_copying(seq);
         LL_ASSERT(!seq->is_parked || (seq->state == LL_SEQ_WAITING && seq->line == LL_NONE));
         bool is_open = seq->state == LL_SEQ_RUNNING || seq->state == LL_SEQ_WAITING;
@@ -309,6 +356,7 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         LL_ASSERT(seq->n_tokens < ll_sched_tokens_max(scheduler, seq));
     }
     LL_ASSERT(n_prefill == scheduler->n_prefill && n_preempting == scheduler->n_preempting);
+    LL_ASSERT(n_withheld == scheduler->n_withheld);
     LL_ASSERT(n_parked == scheduler->parked.n && n_copying == scheduler->n_copying);
     LL_ASSERT(scheduler->n_copy_batches - scheduler->n_copy_batches_done <= LL_PLAN_COPY_BATCHES);
     LL_ASSERT(scheduler->matching == LL_NONE ||

@@ -22,7 +22,10 @@
  *   P4  while anything runs or waits, and credits and pages allow, a plan is not empty
  *   P5  pages and slot of a sequence are given back only when no row of it is in flight
  *   P6  no row is submitted past the last token that can be needed (max_tokens, context)
- *   P7  a row writes only pages that its sequence owns (kv.h K1) */
+ *   P7  a row writes only pages that its sequence owns (kv.h K1)
+ *   P8  a request runs on one set of weights from its first row to its last, and finds no cached
+ *       page that another set has computed. Before a change nobody new starts (P4 does not hold
+ *       for them), what has begun ends, and then the weights change with nothing on the device */
 #ifndef RUNTIME_SCHEDULER_H
 #define RUNTIME_SCHEDULER_H
 
@@ -90,6 +93,8 @@ struct ll_scheduler {
     uint32_t n_chunk_tokens; /* prompt tokens the last plan with decode rows had time for */
     uint32_t matching;       /* the one in WAITING that holds cached pages; LL_NONE: none */
     uint64_t weights_epoch;  /* part of the prefix cache's root */
+    bool withholds;          /* P8: who has not begun does not start */
+    uint32_t n_withheld;     /* of the parked ones */
     uint32_t n_release_left, n_publish_left; /* of this call's bounds */
 };
 
@@ -116,6 +121,16 @@ void ll_scheduler_copied(struct ll_scheduler *scheduler, uint64_t batch);
 
 /* Ends all that waits or runs as FAILED with code: the grace of a drain is over. */
 void ll_scheduler_fail_all(struct ll_scheduler *scheduler, int32_t code);
+
+/* A change of weights (P8), in this order: withhold(); plan and apply until n_begun() is 0 and no
+ * step is in flight, or cut() what is left, which ends as FAILED with code; then switch() to
+ * another epoch. resume() instead of switch(): as if nothing had been. */
+void ll_scheduler_withhold(struct ll_scheduler *scheduler);
+/* Sequences that have begun and not ended: a walk over all that wait. */
+uint32_t ll_scheduler_n_begun(const struct ll_scheduler *scheduler);
+void ll_scheduler_cut(struct ll_scheduler *scheduler, int32_t code);
+void ll_scheduler_switch(struct ll_scheduler *scheduler, uint64_t weights_epoch);
+void ll_scheduler_resume(struct ll_scheduler *scheduler);
 
 /* P3, P6, Q4 and kv; aborts on a fault. */
 void ll_scheduler_check(const struct ll_scheduler *scheduler);

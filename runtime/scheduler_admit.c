@@ -151,6 +151,8 @@ static void unpark(struct ll_scheduler *s, struct ll_seq *seq)
     struct ll_seq *all = s->pool->seq;
 
     seq->is_parked = false;
+    s->n_withheld -= seq->is_withheld;
+    seq->is_withheld = false;
     if (seq->q_left != LL_NONE)
         all[seq->q_left].q_right = seq->q_right;
     else
@@ -198,6 +200,34 @@ static void set_aside(struct ll_planning *p, struct ll_seq *seq)
     park(p->s, seq);
 }
 
+/* Before the weights change: it keeps its number of arrival and waits beside the queue (P8). */
+static void withhold(struct ll_scheduler *s, struct ll_seq *seq)
+{
+    if (s->matching == seq->index)
+        ll_sched_unmatch(s);
+    ll_sched_dequeue(s, seq);
+    park(s, seq);
+    seq->is_withheld = true;
+    s->n_withheld++;
+}
+
+/* The weights have changed, or do not: all go back, before anybody starts, so that the queue's
+ * order is what counts. */
+static void take_back_withheld(struct ll_scheduler *s)
+{
+    uint32_t n_left = LL_SCHED_PASS_MAX;
+
+    for (uint32_t n = s->parked.n; n > 0 && s->n_withheld > 0 && n_left > 0; n--, n_left--) {
+        struct ll_seq *seq = &s->pool->seq[s->parked.first];
+        bool is_withheld = seq->is_withheld;
+        unpark(s, seq);
+        if (is_withheld)
+            ll_queue_push(&s->queue, seq, seq->is_victim);
+        else
+            park(s, seq);
+    }
+}
+
 static void look_at_parked(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
@@ -206,6 +236,11 @@ static void look_at_parked(struct ll_planning *p)
         struct ll_seq *seq = &s->pool->seq[s->parked.first];
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
+        if (seq->is_withheld) {
+            unpark(s, seq);
+            withhold(s, seq);
+            continue;
+        }
         bool has = has_credit(p, seq);
         if (!has && ll_sched_end_if_stalled(p, seq))
             continue;
@@ -324,11 +359,19 @@ void ll_sched_admit(struct ll_planning *p, uint32_t n_tokens)
     uint32_t n_passed = 0;
 
     look_at_parked(p);
+    if (s->n_withheld > 0 && !s->withholds) {
+        take_back_withheld(s);
+        if (s->n_withheld > 0)
+            return;
+    }
     while (n_tokens > 0 && n_passed < LL_SCHED_PASS_MAX && p->n_starts > 0 &&
            (seq = ll_queue_first(&s->queue)) != NULL) {
         if (ll_sched_end_if_due(s, seq, p->now_ns))
             continue;
-        if (!has_credit(p, seq)) {
+        if (s->withholds && !ll_sched_has_begun(s, seq)) {
+            withhold(s, seq);
+            n_passed++;
+        } else if (!has_credit(p, seq)) {
             set_aside(p, seq);
             n_passed++;
         } else if (!admit_first(p, seq, n_tokens)) {

@@ -114,6 +114,11 @@ void ll_sched_swap_in(struct ll_scheduler *s, struct ll_seq *seq);
 void ll_sched_end_copies(struct ll_scheduler *s, struct ll_seq *seq);
 /* Lists what is to be copied. */
 void ll_sched_list_copies(struct ll_planning *p);
+/* Has a row of its request been planned? Then it ends on the weights it began with (P8). */
+static inline bool ll_sched_has_begun(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    return seq->t_run_ns != 0 || ll_seq_leader(s->pool, seq)->has_run;
+}
 /* May its pages not be given back nor its rows planned? */
 static inline bool ll_sched_is_copying(const struct ll_seq *seq)
 {

@@ -139,7 +139,8 @@ struct ll_seq {
     uint64_t order; /* of arrival */
     uint32_t q_left, q_right, q_up, q_rank;
 
-    bool is_held; /* WAITING, out of the queue: Q7 */
+    bool is_held;     /* WAITING, out of the queue: Q7 */
+    bool is_withheld; /* parked, but because the weights are about to change (scheduler.h P8) */
 
     /* the end of the choice */
     enum ll_end end;

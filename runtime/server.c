@@ -14,6 +14,7 @@
 #include "runtime/gpu.h"
 #include "runtime/loader.h"
 #include "runtime/progress.h"
+#include "runtime/reload.h"
 #include "runtime/setup.h"
 #include "runtime/tokimage.h"
 
@@ -37,6 +38,7 @@ struct server {
     int step_fd;
     struct ll_control *control;
     struct ll_admin *admin;
+    struct ll_reload *reload;
     struct ll_gpu *gpu; /* NULL: no figures */
     struct ll_admin_phase phase[LL_ADMIN_PHASES];
     uint32_t n_phases;
@@ -373,6 +375,12 @@ static void *run_step_thread(void *context)
 
 static int open_doors(struct server *server)
 {
+    const struct ll_reload_options reload = {
+        .setup = &server->setup,
+        .control = server->control,
+        .info = server->info.base,
+        .stats = &((struct ll_stat_region *)server->stat.base)->v,
+    };
     struct ll_admin_options options = {
         .socket = server->config->admin_socket,
         .control = server->control,
@@ -389,7 +397,10 @@ static int open_doors(struct server *server)
         return ll_err_set_errno(error, "the step thread");
     server->has_step_thread = true;
     ll_topology_leave_step_cpu(&server->setup.topology);
-    int rc = ll_admin_open(&server->admin, &options);
+    int rc = ll_reload_open(&server->reload, &reload); /* its thread leaves the step's CPU, too */
+    options.reload = server->reload;
+    if (rc == 0)
+        rc = ll_admin_open(&server->admin, &options);
     if (rc == 0)
         rc = ll_gpu_open(&server->gpu, server->control, server->stat.base, server->setup.caps.pci);
     return rc < 0 ? rc : ll_control_listen(server->control);
@@ -450,11 +461,18 @@ static int start(struct server *server)
     return rc < 0 ? rc : open_doors(server);
 }
 
+/* The kernel takes everything back when the process is gone. */
+_Noreturn static void end_at_once(int status)
+{
+    fflush(NULL);
+    _exit(status);
+}
+
 /* V4. The step thread has been told to stop, by the control loop or here. After a device has failed
  * (R11, device_failure is the exit status) nothing of it is closed: a kernel that never ends would
- * hold up whoever waits for it, the driver's exit handlers too. The kernel takes everything back
- * when the process is gone. */
-static void take_apart(struct server *server, int device_failure)
+ * hold up whoever waits for it, the driver's exit handlers too. Likewise where a reload is stuck in
+ * a read: status is the exit status then. */
+static void take_apart(struct server *server, int device_failure, int status)
 {
     ll_allocations_watch(NULL);
     ll_admin_close(server->admin);
@@ -462,10 +480,13 @@ static void take_apart(struct server *server, int device_failure)
     if (server->has_step_thread)
         pthread_join(server->step_thread, NULL);
     ll_crashes_close(&server->crashes); /* still under the control socket's lock */
+    bool is_stuck = device_failure == 0 && !ll_reload_close(server->reload);
     ll_control_destroy(server->control);
-    if (device_failure != 0) {
-        fflush(NULL);
-        _exit(device_failure);
+    if (device_failure != 0)
+        end_at_once(device_failure);
+    if (is_stuck) {
+        ll_warn("the reload that was under way does not end: it is left behind");
+        end_at_once(status);
     }
     if (server->has_engine)
         ll_engine_close(&server->engine);
@@ -528,7 +549,7 @@ int ll_server_run(const struct ll_config *config)
         stop_step_thread(server);
     }
     int failure = server->setup.is_usage ? 2 : server->was_ready && rc != -EINTR ? 3 : 1;
-    take_apart(server, rc == LL_E_BACKEND ? failure : 0);
+    take_apart(server, rc == LL_E_BACKEND ? failure : 0, rc == 0 ? 0 : failure);
     free(server);
     return rc == 0 ? 0 : failure;
 }

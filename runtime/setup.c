@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "client/text/chat.h"
 #include "ll/text.h"
+#include "runtime/loader_plan.h"
 #include "runtime/model_shapes.h"
 
 #include <dirent.h>
@@ -135,52 +136,66 @@ static int borrow_text(struct ll_setup *setup)
 }
 
 /* Last part of the path, without slashes at its end. */
+void ll_setup_name(const struct ll_config *config, const char *path, const char *directory,
+                   char *out, size_t n_bytes)
+{
+    const char *name = config->served_model_name;
+    char shown[sizeof(config->model)];
+
+    if (name[0] == 0) {
+        snprintf(shown, sizeof(shown), "%s", path);
+        for (size_t n = strlen(shown); n > 1 && shown[n - 1] == '/'; n--)
+            shown[n - 1] = 0;
+        const char *slash = strrchr(shown, '/');
+        /* A hub name is shown as it is. */
+        name = slash != NULL && strcmp(directory, path) == 0 ? slash + 1 : shown;
+    }
+    snprintf(out, n_bytes, "%.*s", (int)n_bytes - 1, name);
+}
+
 static void name_model(struct ll_setup *setup)
 {
     const struct ll_config *config = setup->config;
-    const char *name = config->served_model_name;
-    char path[sizeof(config->model)];
+    const char *path = config->model_shape[0] != 0 ? config->model_shape
+                       : config->model[0] != 0     ? config->model
+                                                   : "fake";
 
-    if (name[0] == 0) {
-        snprintf(path, sizeof(path), "%s",
-                 config->model_shape[0] != 0 ? config->model_shape
-                 : config->model[0] != 0     ? config->model
-                                             : "fake");
-        for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
-            path[n - 1] = 0;
-        const char *slash = strrchr(path, '/');
-        /* A hub name is shown as it is. */
-        name = slash != NULL && strcmp(setup->directory, config->model) == 0 ? slash + 1 : path;
+    ll_setup_name(config, path, setup->directory, setup->served_name, sizeof(setup->served_name));
+}
+
+int ll_setup_chat_format(const struct ll_config *config, const struct ll_checkpoint *checkpoint,
+                         char *out, size_t n_bytes)
+{
+    const char *wish = config->chat_template, *format = "";
+
+    if (wish[0] != 0 && strcmp(wish, "none") != 0) {
+        if (ll_chat_format_find(wish) == LL_CHAT_NONE)
+            return LL_ERR(LL_E_INVAL,
+                          "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
+                          "(a name, not a file: templates are programs and are not run here)",
+                          wish);
+        format = wish;
+    } else if (wish[0] == 0) {
+        if (checkpoint->chat_format[0] != 0 &&
+            ll_chat_format_find(checkpoint->chat_format) != LL_CHAT_NONE)
+            format = checkpoint->chat_format;
+        if (format[0] == 0)
+            format = ll_chat_format_name(ll_chat_format_by_template(checkpoint->template_sha256));
     }
-    snprintf(setup->served_name, sizeof(setup->served_name), "%.*s",
-             (int)sizeof(setup->served_name) - 1, name);
+    snprintf(out, n_bytes, "%s", format);
+    return 0;
 }
 
 static int choose_chat_format(struct ll_setup *setup)
 {
-    const char *wish = setup->config->chat_template, *format = "";
+    int rc = ll_setup_chat_format(setup->config, &setup->checkpoint, setup->chat_format,
+                                  sizeof(setup->chat_format));
 
-    if (wish[0] != 0 && strcmp(wish, "none") != 0) {
-        if (ll_chat_format_find(wish) == LL_CHAT_NONE)
-            return usage(
-                setup,
-                LL_ERR(LL_E_INVAL,
-                       "--chat-template: \"%s\" is none of llama3.1, llama3.2, llama3.3, none "
-                       "(a name, not a file: templates are programs and are not run here)",
-                       wish));
-        format = wish;
-    } else if (wish[0] == 0) {
-        if (setup->checkpoint.chat_format[0] != 0 &&
-            ll_chat_format_find(setup->checkpoint.chat_format) != LL_CHAT_NONE)
-            format = setup->checkpoint.chat_format;
-        if (format[0] == 0)
-            format =
-                ll_chat_format_name(ll_chat_format_by_template(setup->checkpoint.template_sha256));
-        if (format[0] == 0 && setup->has_checkpoint)
-            ll_warn("this model's chat template is not known: chat is refused, completions work; "
-                    "--chat-template llama3.1 (or llama3.2) says what it speaks");
-    }
-    snprintf(setup->chat_format, sizeof(setup->chat_format), "%s", format);
+    if (rc < 0)
+        return usage(setup, rc);
+    if (setup->chat_format[0] == 0 && setup->config->chat_template[0] == 0 && setup->has_checkpoint)
+        ll_warn("this model's chat template is not known: chat is refused, completions work; "
+                "--chat-template llama3.1 (or llama3.2) says what it speaks");
     return 0;
 }
 
@@ -205,8 +220,10 @@ static int check_context(struct ll_setup *setup)
     return 0;
 }
 
-static void drop_defaults(struct ll_checkpoint *checkpoint)
+void ll_setup_sampling(const struct ll_config *config, struct ll_checkpoint *checkpoint)
 {
+    if (config->generation_config == LL_GENERATION_AUTO)
+        return;
     checkpoint->temperature = 1.0f;
     checkpoint->top_p = 1.0f;
     checkpoint->min_p = 0.0f;
@@ -240,8 +257,7 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config)
         rc = choose_chat_format(setup);
     if (rc < 0)
         return rc;
-    if (config->generation_config != LL_GENERATION_AUTO)
-        drop_defaults(&setup->checkpoint);
+    ll_setup_sampling(config, &setup->checkpoint);
     name_model(setup);
     return 0;
 }
@@ -333,8 +349,7 @@ uint64_t ll_setup_page_bytes(const struct ll_model_shape *shape, enum ll_dtype k
            ll_dtype_bytes(kv_dtype);
 }
 
-/* MemAvailable of the machine, in bytes; 0 where the kernel does not say. */
-static uint64_t memory_available(void)
+uint64_t ll_setup_memory_available(void)
 {
     unsigned long long kib = 0;
     char line[128];
@@ -349,6 +364,24 @@ static uint64_t memory_available(void)
     return kib * 1024;
 }
 
+uint64_t ll_setup_weights_bytes(const struct ll_setup *setup,
+                                const struct ll_checkpoint *checkpoint)
+{
+    uint64_t total = 0;
+
+    for (uint32_t i = 0; i < checkpoint->n_tensors; i++) {
+        const struct ll_tensor *t = &checkpoint->tensor[i].tensor;
+        const uint64_t n = (uint64_t)t->rows * t->cols;
+        if (setup->quantize_fp8 && ll_load_is_quantised(t))
+            total += n + 4ull * t->rows;
+        else if (t->dtype == LL_DTYPE_E4M3 || t->dtype == LL_DTYPE_BF16)
+            total += t->size_bytes;
+        else
+            total += n * ll_dtype_bytes(setup->options.dtype);
+    }
+    return total;
+}
+
 /* Pages where nobody said how many: what all sequences could fill, within free memory. */
 static uint32_t choose_pages(const struct ll_setup *setup, uint32_t pages_per_seq)
 {
@@ -356,7 +389,8 @@ static uint32_t choose_pages(const struct ll_setup *setup, uint32_t pages_per_se
     uint64_t wanted = ll_min_u64((uint64_t)o->n_slots * pages_per_seq, KV_PAGES_MAX);
     uint64_t page_bytes =
         ll_setup_page_bytes(&setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype);
-    uint64_t free_bytes = memory_available(), weights_bytes = setup->checkpoint.weights_bytes;
+    uint64_t free_bytes = ll_setup_memory_available();
+    uint64_t weights_bytes = setup->checkpoint.weights_bytes * setup->options.n_weights;
 
     if (setup->config->device == LL_DEVICE_FAKE)
         return (uint32_t)ll_min_u64(wanted, 65536);
@@ -370,7 +404,8 @@ static int choose_swap(struct ll_setup *setup)
     struct ll_backend_options *o = &setup->options;
     uint64_t page_bytes =
         ll_setup_page_bytes(&setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype);
-    uint64_t n_pages = config->swap_space_bytes / page_bytes, free_bytes = memory_available();
+    uint64_t n_pages = config->swap_space_bytes / page_bytes,
+             free_bytes = ll_setup_memory_available();
 
     if (config->swap_space_bytes == 0)
         return 0;
@@ -418,6 +453,21 @@ static int choose_sizes(struct ll_setup *setup)
         return rc;
     o->memory_fraction = is_cuda ? config->gpu_memory_utilization : 0;
     return 0;
+}
+
+/* A second set is refused before the first is loaded, not after. A GPU's memory is its backend's.
+ */
+static int check_reserve(const struct ll_setup *setup)
+{
+    const uint64_t needed = 2 * ll_setup_weights_bytes(setup, &setup->checkpoint);
+    const uint64_t free_bytes = ll_setup_memory_available();
+
+    if (setup->options.n_weights == 1 || free_bytes == 0 || needed <= free_bytes ||
+        strcmp(setup->backend->name, "cpu") != 0)
+        return 0;
+    return LL_ERR(-ENOMEM,
+                  "--reserve-weights: two sets of weights need %.2f GB, this machine has %.2f free",
+                  (double)needed / 1e9, (double)free_bytes / 1e9);
 }
 
 /* --quantization fp8 makes FP8 of what is not; the other names say what the checkpoint is. */
@@ -474,12 +524,12 @@ int ll_setup_device(struct ll_setup *setup)
     if (rc < 0)
         return rc;
     o->struct_bytes = sizeof(*o);
+    o->n_weights = config->reserves_weights ? 2 : 1;
     choose_dtypes(setup);
     rc = choose_sizes(setup);
     if (rc < 0)
         return rc;
     o->tensor_parallel = config->tensor_parallel_size;
-    o->n_weights = 1;
     o->n_threads = setup->topology.n_threads;
     o->cpus = setup->topology.worker;
     o->numa_node = setup->topology.numa_node;
@@ -490,6 +540,8 @@ int ll_setup_device(struct ll_setup *setup)
     rc = choose_quantization(setup);
     if (rc == 0)
         rc = check_checksum(setup);
+    if (rc == 0)
+        rc = check_reserve(setup);
     if (rc < 0)
         return rc;
 

@@ -40,6 +40,21 @@ int ll_setup_model(struct ll_setup *setup, const struct ll_config *config);
 int ll_setup_device(struct ll_setup *setup);
 void ll_setup_close(struct ll_setup *setup);
 
+/* Parts of _model(), for a directory that is to take over (reload_check.h): the name that clients
+ * see of a model asked for as `path` and found in `directory`; the chat format's name ("": none),
+ * or an error of --chat-template; default sampling, neutral where --generation-config says so. */
+void ll_setup_name(const struct ll_config *config, const char *path, const char *directory,
+                   char *out, size_t n_bytes);
+int ll_setup_chat_format(const struct ll_config *config, const struct ll_checkpoint *checkpoint,
+                         char *out, size_t n_bytes);
+void ll_setup_sampling(const struct ll_config *config, struct ll_checkpoint *checkpoint);
+
+/* Memory that a device of this type of computing needs for a checkpoint's weights. */
+uint64_t ll_setup_weights_bytes(const struct ll_setup *setup,
+                                const struct ll_checkpoint *checkpoint);
+/* MemAvailable of the machine, in bytes; 0 where the kernel does not say. */
+uint64_t ll_setup_memory_available(void);
+
 /* KV memory of one page (K and V of 64 tokens, all layers). */
 uint64_t ll_setup_page_bytes(const struct ll_model_shape *shape, enum ll_dtype kv_dtype);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* shm/stat.h - the STAT region: every figure the runtime publishes, by name.
  *
- * The step thread is the one writer of all but LL_STAT_CONTROL and LL_STAT_GPU (control thread);
+ * The step thread is the one writer of all but LL_STAT_CONTROL, LL_STAT_RELOAD and LL_STAT_GPU;
  * stores are relaxed, readers may be a moment old. /metrics, `llring status`, `llring top` and the
  * tests read only this. The region describes itself: a reader walks the entry table and needs no
  * knowledge of this list, so old readers survive new names.
@@ -57,7 +57,17 @@
     X(attaches)                                                                                    \
     X(attaches_refused)                                                                            \
     X(detaches)                                                                                    \
-    X(clients_died)
+    X(clients_died)                                                                                \
+    X(reloads)                                                                                     \
+    X(reloads_failed)
+
+/* Of a reload, written by the control thread, and the bytes by the thread that reads weights.
+ * reload_state: enum ll_reload_state (runtime/reload.h). */
+#define LL_STAT_RELOAD(X)                                                                          \
+    X(weights_set)                                                                                 \
+    X(reload_state)                                                                                \
+    X(reload_bytes_done)                                                                           \
+    X(reload_bytes_total)
 
 /* Of the GPU, written by the control thread; in the table only where the driver's library tells. */
 #define LL_STAT_GPU(X)                                                                             \
@@ -120,6 +130,7 @@ struct ll_stats {
     /* Lines of their own: another thread writes these. */
     uint64_t pad0[16];
     LL_STAT_CONTROL(X)
+    LL_STAT_RELOAD(X)
     LL_STAT_GPU(X)
     uint64_t pad1[16];
     LL_STAT_HISTS(H)
@@ -131,7 +142,8 @@ struct ll_stats {
 enum {
     LL_STAT_N_GPU = 0 LL_STAT_GPU(X),
     LL_STAT_N =
-        LL_STAT_N_GPU LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X) LL_STAT_HISTS(X)
+        LL_STAT_N_GPU LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X) LL_STAT_RELOAD(X)
+            LL_STAT_HISTS(X)
 };
 #undef X
 

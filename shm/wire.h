@@ -82,8 +82,12 @@ struct ll_info_region {
     /* 192 */
     _Atomic uint32_t rt_state; /* enum ll_runtime_state */
     _Atomic uint32_t rt_reason;  /* LL_E_* negated, with LL_RT_DEAD */
-    uint64_t weights_epoch;
-    uint64_t reserved3[6];
+    uint64_t weights_epoch; /* counts reloads */
+    /* 208: a reload changes weights_epoch, name and the five of default sampling under this sequence
+     * lock: odd while they are being written */
+    _Atomic uint32_t model_seq;
+    uint32_t reserved7;
+    uint64_t reserved3[5];
     /* 256 */
     char name[128];
     char chat_format[32];

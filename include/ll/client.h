@@ -121,7 +121,12 @@ LL_API int ll_client_open(struct ll_client **out, const struct ll_client_options
 /* Detaches and frees; requests still open are cancelled. NULL is accepted. */
 LL_API void ll_client_close(struct ll_client *client);
 
-/* What the runtime publishes about its model and limits. Strings live as long as the handle. */
+/* What the runtime publishes about its model and limits. Strings live as long as the handle.
+ *
+ * A runtime may change its weights while clients are attached (llring reload). weights_epoch then
+ * counts up and model, temperature, top_p, min_p, repetition_penalty and top_k become the new
+ * model's: ask again to learn it, which costs next to nothing. What `model` pointed to becomes the
+ * new name with that call, not before. All else stays as long as the attachment. */
 struct ll_client_info {
     uint32_t struct_bytes;   /* in: sizeof(struct ll_client_info) */
     uint32_t n_vocab;        /* ids are 0 .. n_vocab - 1 */
@@ -148,7 +153,7 @@ struct ll_client_info {
     const void *tokenizer;   /* tokenizer image for ll_tokenizer_from_image(); NULL: none */
     uint64_t tokenizer_bytes;
 };
-LL_API int ll_client_info(const struct ll_client *client, struct ll_client_info *out);
+LL_API int ll_client_info(struct ll_client *client, struct ll_client_info *out);
 
 /* Index of an adapter by name for ll_request.adapter, LL_E_INVAL when there is none. */
 LL_API int ll_client_adapter(const struct ll_client *client, const char *name);

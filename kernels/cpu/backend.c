@@ -439,6 +439,16 @@ static int cpu_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
     return 1;
 }
 
+/* A set holds what its last load left: the first piece, or this, opens it again. */
+static int cpu_begin(struct ll_device *d, uint32_t weights, struct ll_text *error)
+{
+    if (weights >= d->options.n_weights)
+        return ll_cpu_fail(error, LL_E_INVAL, "weight set %u of %u", weights, d->options.n_weights);
+    for (uint32_t rank = 0; rank < d->n_ranks; rank++)
+        ll_cpu_weights_begin(&d->weights[weights][rank]);
+    return 0;
+}
+
 static int cpu_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
 {
     if (weights >= d->options.n_weights)
@@ -448,6 +458,11 @@ static int cpu_seal(struct ll_device *d, uint32_t weights, struct ll_text *error
     int rc = 0;
     for (uint32_t rank = 0; rank < d->n_ranks && rc == 0; rank++)
         rc = ll_cpu_weights_seal(&d->weights[weights][rank], error);
+    /* The other set's memory is taken now, not when it is wanted: with none left the start fails,
+     * not a reload. */
+    for (uint32_t rank = 0;
+         weights == 0 && d->options.n_weights > 1 && rank < d->n_ranks && rc == 0; rank++)
+        rc = ll_cpu_weights_reserve(&d->weights[1][rank], &d->weights[0][rank], error);
     return rc;
 }
 
@@ -582,6 +597,7 @@ const struct ll_backend *ll_backend_cpu(void)
         .name = "cpu",
         .open = cpu_open,
         .close = cpu_close,
+        .begin = cpu_begin,
         .want = cpu_want,
         .pin = cpu_pin,
         .feed = cpu_feed,

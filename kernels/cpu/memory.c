@@ -7,10 +7,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define HUGE_FROM_BYTES  (8u << 20)
-#define NODES_MAX        1024
-#define POLICY_PREFERRED 1 /* MPOL_PREFERRED of <numaif.h>, without linking libnuma for one call   \
-                            */
+#define HUGE_FROM_BYTES (8u << 20)
+#define NODES_MAX       1024
+#define POLICY_PREFERRED                                                                           \
+    1 /* MPOL_PREFERRED of <numaif.h>, without linking libnuma for one call                        \
+       */
 
 static size_t mapped_bytes(size_t size_bytes)
 {
@@ -41,6 +42,14 @@ void ll_cpu_unmap(void *base, size_t size_bytes)
 {
     if (base != NULL)
         munmap(base, mapped_bytes(size_bytes));
+}
+
+void ll_cpu_touch(void *base, size_t size_bytes)
+{
+    const size_t page = 4096;
+
+    for (size_t at = 0; at < size_bytes; at += page)
+        ((volatile char *)base)[at] = 0;
 }
 
 int ll_cpu_fail(struct ll_text *error, int code, const char *format, ...)

@@ -14,6 +14,9 @@ void *ll_cpu_map(size_t size_bytes, int numa_node);
 /* NULL is accepted; size as given to ll_cpu_map. */
 void ll_cpu_unmap(void *base, size_t size_bytes);
 
+/* Makes the system give real pages for a mapping now. */
+void ll_cpu_touch(void *base, size_t size_bytes);
+
 /* Writes the text and gives code back. */
 int ll_cpu_fail(struct ll_text *error, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -410,6 +410,15 @@ static size_t find_nan(const uint8_t *bytes, size_t n)
     return i;
 }
 
+void ll_cpu_weights_begin(struct ll_cpu_weights *weights)
+{
+    weights->is_sealed = false;
+    for (size_t i = 0; i < n_entries(weights); i++) {
+        weights->tensor[i].n_got = weights->tensor[i].n_split = 0;
+        weights->tensor[i].dtype = 0;
+    }
+}
+
 int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         uint64_t offset, const void *data, size_t n_bytes, struct ll_text *error)
 {
@@ -427,13 +436,8 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
                            (unsigned long long)span.size_bytes);
     if (n_bytes == 0)
         return 0;
-    if (weights->is_sealed) { /* a reload into this set: what it held counts no more */
-        weights->is_sealed = false;
-        for (size_t i = 0; i < n_entries(weights); i++) {
-            weights->tensor[i].n_got = weights->tensor[i].n_split = 0;
-            weights->tensor[i].dtype = 0;
-        }
-    }
+    if (weights->is_sealed) /* a reload into this set */
+        ll_cpu_weights_begin(weights);
 
     struct ll_cpu_tensor *t = tensor_at(weights, tensor->role, tensor->layer, place_of(tensor));
     if (t->dtype == 0)
@@ -603,6 +607,25 @@ int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error)
         weights->tensor[i].data = NULL;
     }
     weights->is_sealed = true;
+    return 0;
+}
+
+int ll_cpu_weights_reserve(struct ll_cpu_weights *weights, const struct ll_cpu_weights *like,
+                           struct ll_text *error)
+{
+    for (size_t i = 0; i < n_entries(weights); i++) {
+        struct ll_cpu_tensor *t = &weights->tensor[i];
+        const size_t bytes = like->tensor[i].data_bytes;
+        if (i % LL_CPU_PARTS != WEIGHT || t->data != NULL || bytes == 0)
+            continue;
+        t->data = ll_cpu_map(bytes, weights->numa_node);
+        if (t->data == NULL)
+            return ll_cpu_fail(error, -ENOMEM,
+                               "no memory for a second set of weights: %zu MiB of one of them",
+                               bytes >> 20);
+        t->data_bytes = bytes;
+        ll_cpu_touch(t->data, bytes);
+    }
     return 0;
 }
 

@@ -68,12 +68,19 @@ int ll_cpu_weights_open(struct ll_cpu_weights *weights, const struct ll_model_sh
                         enum ll_dtype compute, int numa_node, struct ll_text *error);
 void ll_cpu_weights_close(struct ll_cpu_weights *weights);
 
-/* As ll_backend.want, feed, seal. After a seal the first piece opens the set again, empty. */
+/* As ll_backend.begin, want, feed, seal. After a seal the first piece, too, opens the set again,
+ * empty; its memory is used again where it fits. */
+void ll_cpu_weights_begin(struct ll_cpu_weights *weights);
 int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         struct ll_span *spans, uint32_t n_max, struct ll_text *error);
 int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         uint64_t offset, const void *data, size_t n_bytes, struct ll_text *error);
 int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error);
+
+/* Gives a set that has none as much memory as another one has, touched, so that a later load finds
+ * it. -ENOMEM. */
+int ll_cpu_weights_reserve(struct ll_cpu_weights *weights, const struct ll_cpu_weights *like,
+                           struct ll_text *error);
 
 /* Fills the set with random numbers, none of them zero, that depend on nothing but seed and
  * shape, scaled so that activations stay near 1; with is_fp8 the linears are e4m3. -ENOMEM. */

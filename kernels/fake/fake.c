@@ -10,7 +10,9 @@
  *   F1  a slot's context sum is never remembered across steps: by default every sampled id re-reads
  *       all its pages; with verify=0 the sums of full pages are kept and two of them, in turn, are
  *       read again each time
- *   F2  results of ticket n lie in buffer n mod 2 until n + 2 is submitted
+ *   F3  weights are a number: a set sealed after the start is another model (fake.h), and a row
+ * that reads a page which another one wrote is an error F2  results of ticket n lie in buffer n mod
+ * 2 until n + 2 is submitted
  *
  * options->extra: "key=value,..."
  *   vocab=N         instead of the shape's
@@ -115,6 +117,8 @@ static void fake_close(struct ll_device *device)
     }
     free(device->page);
     free(device->host_page);
+    free(device->page_generation);
+    free(device->host_generation);
     free(device->table);
     free(device->page_sum);
     free(device->slot);
@@ -190,14 +194,16 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
     size_t n_entries = (size_t)options->n_slots * options->pages_per_seq;
     device->page = calloc(c->n_pages, page_bytes);
     device->host_page = calloc(c->n_host_pages + 1, page_bytes);
+    device->page_generation = calloc(c->n_pages, sizeof(uint32_t));
+    device->host_generation = calloc(c->n_host_pages + 1, sizeof(uint32_t));
     device->table = malloc(n_entries * sizeof(*device->table));
     device->page_sum = calloc(n_entries, sizeof(*device->page_sum));
     device->slot = calloc(options->n_slots, sizeof(*device->slot));
     device->has_row = calloc(options->n_slots, sizeof(*device->has_row));
-    if (c->n_pages == 0 || device->page == NULL || device->host_page == NULL ||
-        device->table == NULL || device->page_sum == NULL || device->slot == NULL ||
-        device->has_row == NULL || !make_batch(&device->batch[0], options) ||
-        !make_batch(&device->batch[1], options)) {
+    if (device->page_generation == NULL || device->host_generation == NULL || c->n_pages == 0 ||
+        device->page == NULL || device->host_page == NULL || device->table == NULL ||
+        device->page_sum == NULL || device->slot == NULL || device->has_row == NULL ||
+        !make_batch(&device->batch[0], options) || !make_batch(&device->batch[1], options)) {
         const uint32_t n_pages = c->n_pages; /* c lies in the device */
         fake_close(device);
         return fail(error, -ENOMEM, "fake: out of memory for %u pages and %u slots", n_pages,
@@ -209,7 +215,14 @@ static int fake_open(struct ll_device **out, const struct ll_backend_options *op
     return 0;
 }
 
-/* ---- weights: none ----------------------------------------------------------------------------*/
+/* ---- weights: a number (F3) -------------------------------------------------------------------*/
+static int fake_begin(struct ll_device *device, uint32_t weights, struct ll_text *error)
+{
+    if (weights >= ll_max_u64(device->options.n_weights, 1))
+        return fail(error, LL_E_INVAL, "fake: there is no weight set %u", weights);
+    return 0;
+}
+
 static int fake_want(struct ll_device *device, const struct ll_tensor *tensor,
                      struct ll_span *spans, uint32_t n_max, struct ll_text *error)
 {
@@ -240,7 +253,10 @@ static int fake_fed(struct ll_device *device, uint64_t ticket, struct ll_text *e
 
 static int fake_seal(struct ll_device *device, uint32_t weights, struct ll_text *error)
 {
-    (void)device, (void)weights, (void)error;
+    if (weights >= ll_max_u64(device->options.n_weights, 1))
+        return fail(error, LL_E_INVAL, "fake: there is no weight set %u", weights);
+    if (weights != 0 || device->n_generations > 0)
+        device->generation[weights] = ++device->n_generations;
     return 0;
 }
 
@@ -388,6 +404,7 @@ static int64_t fake_submit(struct ll_device *device, const struct ll_batch *in,
     int64_t ticket = ++device->n_submitted;
     struct ll_fake_batch *batch = &device->batch[ticket % LL_FAKE_DEPTH_MAX];
     copy_batch(batch, in);
+    batch->generation = device->generation[in->weights];
     batch->ticket = ticket;
     batch->n_polls = 0;
     batch->done_ns = 0;
@@ -479,6 +496,7 @@ const struct ll_backend *ll_backend_fake(void)
         .name = "fake",
         .open = fake_open,
         .close = fake_close,
+        .begin = fake_begin,
         .want = fake_want,
         .pin = fake_pin,
         .feed = fake_feed,

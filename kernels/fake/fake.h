@@ -6,7 +6,7 @@
  * KV page changes every later id, and a test can know the right ones without running anything.
  *
  *   context(p) = sum over i <= p of mix(t[i], i)                    (what the pages are read for)
- *   draw       = mix(context(p) ^ key(seed, choice), p + 1)
+ *   draw       = mix(context(p) ^ key(seed, choice, weights), p + 1)
  *   id         = draw mod V; with eos_permille = e, an end id in e of 1000 draws;
  *                an end id before min_tokens becomes the next higher id that is none,
  *                if there is one
@@ -19,6 +19,7 @@
 struct ll_fake_rules {
     uint32_t n_vocab;
     uint32_t eos_permille;
+    uint32_t weights; /* 0: those of the start; 1, 2 ...: of the first, second seal after it */
 };
 
 /* One token's share of a context. */

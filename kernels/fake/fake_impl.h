@@ -35,6 +35,7 @@ struct ll_fake_batch {
     int64_t ticket; /* 0: none */
     uint64_t done_ns, n_polls;
     uint32_t n_inits, n_sets, n_rows, n_tokens;
+    uint32_t generation;       /* of its weights */
     struct ll_slot_init *init; /* hist is NULL, its sum is in hist_context */
     uint64_t *hist_context;
     struct ll_pages_set *set; /* page points into set_page */
@@ -51,10 +52,12 @@ struct ll_device {
     struct ll_fake_settings settings;
     struct ll_fake_rules rules;
     struct ll_backend_caps caps;
-    uint32_t *page;      /* [n_pages][LL_PAGE_TOKENS] ids */
-    uint32_t *host_page; /* [n_host_pages][LL_PAGE_TOKENS] */
-    uint32_t *table;     /* [n_slots][pages_per_seq] */
-    uint64_t *page_sum;  /* [n_slots][pages_per_seq], verify=0 */
+    uint32_t generation[2], n_generations;       /* what each set of weights holds; F3 */
+    uint32_t *page;                              /* [n_pages][LL_PAGE_TOKENS] ids */
+    uint32_t *host_page;                         /* [n_host_pages][LL_PAGE_TOKENS] */
+    uint32_t *page_generation, *host_generation; /* F3 */
+    uint32_t *table;                             /* [n_slots][pages_per_seq] */
+    uint64_t *page_sum;                          /* [n_slots][pages_per_seq], verify=0 */
     struct ll_fake_slot *slot;
     bool *has_row; /* [n_slots], while a batch is checked */
     struct ll_fake_batch batch[LL_FAKE_DEPTH_MAX];

@@ -96,10 +96,12 @@ static void sample_row(struct ll_device *device, struct ll_fake_batch *batch,
                        const struct ll_row *row, struct ll_row_out *out, uint64_t context)
 {
     struct ll_fake_slot *slot = &device->slot[row->slot];
+    struct ll_fake_rules rules = device->rules;
     uint32_t position = row->pos + row->n_tokens;
 
+    rules.weights = batch->generation;
     out->n_tokens = 1;
-    out->token[0] = ll_fake_sample(&device->rules, context, slot->seed, slot->choice, position,
+    out->token[0] = ll_fake_sample(&rules, context, slot->seed, slot->choice, position,
                                    &slot->sampling, position - slot->n_prompt);
     out->logprob[0] = ll_fake_logprob(context, out->token[0]);
     slot->last_id = out->token[0];
@@ -107,6 +109,27 @@ static void sample_row(struct ll_device *device, struct ll_fake_batch *batch,
     slot->has_last = true;
     for (uint32_t k = 0; k < row->n_top; k++)
         put_ext(batch, out, ll_fake_top(&device->rules, context, k));
+}
+
+/* F3. A page is of the weights that wrote its first token: the others are checked against it. */
+static int check_generations(struct ll_device *device, const struct ll_fake_batch *batch,
+                             uint32_t index)
+{
+    const struct ll_row *row = &batch->row[index];
+    const uint32_t *table = ll_fake_table(device, row->slot);
+    uint32_t first_own = (uint32_t)ll_div_ceil(row->pos, LL_PAGE_TOKENS),
+             end = (uint32_t)ll_div_ceil(row->pos + row->n_tokens, LL_PAGE_TOKENS);
+
+    for (uint32_t i = first_own; i < end; i++)
+        device->page_generation[table[i]] = batch->generation;
+    for (uint32_t i = 0; i < first_own; i++)
+        if (table[i] != LL_FAKE_NO_PAGE && device->page_generation[table[i]] != batch->generation)
+            return ll_fake_fail(device, NULL, LL_E_INVAL,
+                                "fake: row %u: slot %u reads a page for positions from %u that "
+                                "weights %u wrote, not %u",
+                                index, row->slot, i * LL_PAGE_TOKENS,
+                                device->page_generation[table[i]], batch->generation);
+    return 0;
 }
 
 /* Scores the row's own positions: the target of position p is the id at p + 1. */
@@ -150,6 +173,8 @@ int ll_fake_run_row(struct ll_device *device, struct ll_fake_batch *batch, uint3
         return ll_fake_fail(device, NULL, LL_E_INVAL,
                             "fake: row %u: run-ahead at %u, but slot %u sampled for %u", index,
                             row->pos, row->slot, slot->last_position);
+    if (check_generations(device, batch, index) < 0)
+        return device->failed;
     for (uint32_t i = 0; i < row->n_tokens; i++) {
         uint32_t at = row->pos + i;
         device->page[(size_t)table[at / LL_PAGE_TOKENS] * LL_PAGE_TOKENS + at % LL_PAGE_TOKENS] =
@@ -190,10 +215,13 @@ void ll_fake_run_copies(struct ll_device *device)
     while (device->n_copied < device->n_copies &&
            device->copy_after[device->n_copied % LL_FAKE_COPIES_MAX] <= device->n_done) {
         const struct ll_copy *copy = &device->copy[device->n_copied % LL_FAKE_COPIES_MAX];
-        if (copy->kind == LL_COPY_D2H)
+        if (copy->kind == LL_COPY_D2H) {
             memcpy(device->host_page + copy->dst * n, device->page + copy->src * n, n * 4);
-        else
+            device->host_generation[copy->dst] = device->page_generation[copy->src];
+        } else {
             memcpy(device->page + copy->dst * n, device->host_page + copy->src * n, n * 4);
+            device->page_generation[copy->dst] = device->host_generation[copy->src];
+        }
         device->n_copied++;
     }
 }

@@ -26,7 +26,8 @@ uint32_t ll_fake_sample(const struct ll_fake_rules *rules, uint64_t context, uin
                         uint32_t choice, uint32_t position, const struct ll_sampling *sampling,
                         uint32_t n_sampled)
 {
-    uint64_t key = scramble(seed + 0x632be59bd9b4e019ull * (choice + 1ull));
+    uint64_t key = scramble(seed + 0x632be59bd9b4e019ull * (choice + 1ull)) ^
+                   0xc2b2ae3d27d4eb4full * rules->weights;
     uint64_t draw = scramble((context ^ key) + 0x9e3779b97f4a7c15ull * position);
     bool may_end = n_sampled >= sampling->min_tokens;
     uint32_t id = (uint32_t)(draw % rules->n_vocab);

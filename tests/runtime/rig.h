@@ -42,7 +42,8 @@ struct rig_config {
     uint64_t turn_ns; /* 0: 10 us */
     bool checks;      /* ll_engine_check() after every turn */
     bool always_swaps;
-    bool has_no_cache; /* without a prefix cache */
+    bool has_no_cache;  /* without a prefix cache */
+    uint32_t n_weights; /* 0: 1 */
 };
 
 /* A choice of a request for more than one. */
@@ -71,6 +72,7 @@ struct rig_request {
     struct rig_spec spec;
     uint32_t *prompt, *expected; /* [context_max] */
     uint32_t n_expected;
+    uint32_t weights; /* that it runs on, from its first token on */
     uint64_t context; /* of what has been read */
     uint32_t n_got;   /* of all choices */
     uint32_t n_top_got, n_scored, n_prompt_top_got;
@@ -111,6 +113,11 @@ struct rig {
     struct rig_client client[RIG_CLIENTS_MAX];
     uint64_t now_ns;
     uint64_t n_events;
+    struct rig_switch { /* when which weights took over: from a turn on */
+        uint64_t at_ns;
+        uint32_t weights;
+    } switches[64];
+    uint32_t n_switches;
 };
 
 static uint64_t rig_clock(void *context)
@@ -218,7 +225,7 @@ static RIG_UNUSED void rig_open(struct rig *rig, const struct rig_config *config
         .n_tokens_max = c->n_tokens_max,
         .n_rows_max = c->n_rows_max,
         .pages_per_seq = ll_kv_pages_for(c->context_max),
-        .n_weights = 1,
+        .n_weights = rig_or(c->n_weights, 1),
         .extra = extra,
     };
     struct ll_engine_options eo = {
@@ -371,6 +378,21 @@ static RIG_UNUSED void rig_stop(struct rig *rig, uint32_t c, uint32_t slot)
     rig_stop_choice(rig, c, slot, 0);
 }
 
+/* The first token: events before the turn of a switch are of the weights before. */
+static void rig_find_weights(struct rig *rig, struct rig_request *r, const struct ll_event *e)
+{
+    struct ll_fake_rules rules = rig->rules;
+
+    r->weights = 0;
+    for (uint32_t i = 0; i < rig->n_switches && rig->switches[i].at_ns <= e->t_ns; i++)
+        r->weights = rig->switches[i].weights;
+    if (r->weights == 0)
+        return;
+    rules.weights = r->weights;
+    r->n_expected = ll_fake_continue(&rules, r->prompt, r->spec.n_prompt, r->spec.seed, 0,
+                                     &r->sampling, r->spec.max_tokens, r->expected);
+}
+
 static void rig_check_token(struct rig *rig, struct rig_request *r, const struct ll_event *e)
 {
     assert_int_equal(r->n_top_got,
@@ -443,13 +465,15 @@ static void rig_check_choice(struct rig *rig, struct rig_request *r, const struc
                              ll_fake_top(&rig->rules, c->context, c->n_top_got++).id);
         return;
     }
+    struct ll_fake_rules rules = rig->rules;
     uint32_t position = r->spec.n_prompt + c->n_got;
+    rules.weights = r->weights;
     assert_int_equal(e->index, c->n_got);
     assert_int_equal(c->n_top_got, c->n_got == 0 ? 0 : r->spec.n_top);
     c->n_top_got = 0;
     if (c->n_got > 0)
         c->context += ll_fake_mix(c->last_id, position - 1);
-    uint32_t id = ll_fake_sample(&rig->rules, c->context, r->spec.seed, e->choice, position,
+    uint32_t id = ll_fake_sample(&rules, c->context, r->spec.seed, e->choice, position,
                                  &r->sampling, c->n_got);
     assert_int_equal(e->u.token.id, id);
     if (r->n_got == 0)
@@ -497,6 +521,8 @@ static void rig_take_event(struct rig *rig, struct rig_client *client, const str
         rig_check_choice(rig, r, e);
         break;
     case LL_EV_TOKEN:
+        if (r->n_got == 0)
+            rig_find_weights(rig, r, e);
         if (r->spec.n > 1)
             rig_check_choice(rig, r, e);
         else

@@ -315,11 +315,16 @@ static void other_commands_answer_clearly(void **state)
 {
     (void)state;
     struct ll_test_runtime runtime;
-    char line[400];
+    char line[1500];
 
     start(&runtime, ARGS("--device", "fake"));
-    json_t *json = admin_ask(&runtime, "reload\n");
+    json_t *json = admin_ask(&runtime, "reload /tmp\n");
     assert_int_equal(json_integer_value(json_object_get(json, "error")), LL_E_UNSUPPORTED);
+    assert_non_null(strstr(json_string_value(json_object_get(json, "message")), "GB are free"));
+    json_decref(json);
+    json = admin_ask(&runtime, "reload\n");
+    assert_string_equal(
+        json_string_value(json_object_get(json_object_get(json, "reload"), "state")), "idle");
     json_decref(json);
     json = admin_ask(&runtime, "adapters\r\n");
     assert_int_equal(json_array_size(json_object_get(json, "adapters")), 0);

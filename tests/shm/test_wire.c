@@ -153,11 +153,13 @@ static void dump_info_and_bell(void)
     BEGIN(ll_info_region);
     N(magic), N(abi_major), N(abi_minor), N(size_bytes), N(epoch), N(pid), N(n_vocab);
     N(context_max), N(n_prompt_max), Z(reserved0), N(rt_sleeping), Z(reserved1);
-    N(heartbeat_ns), Z(reserved2), N(rt_state), N(rt_reason), N(weights_epoch), Z(reserved3);
+    N(heartbeat_ns), Z(reserved2), N(rt_state), N(rt_reason), N(weights_epoch), Z(reserved7);
+    Z(reserved3);
     A(name), A(chat_format), A(backend), A(dtype), N(bos), N(n_eos), A(eos), F(temperature);
     F(top_p), F(min_p), F(repetition_penalty), N(top_k), N(n_max), N(n_top_max), N(n_stop_max);
     N(n_bias_max), Z(reserved4), N(window_events), Z(reserved5), N(adapters_seq), N(n_adapters);
     Z(reserved6), Z(adapter), A(adapter[0]), A(adapter[LL_ADAPTERS_MAX - 1]);
+    N(model_seq); /* came later */
     END_FULL();
     BEGIN(ll_adapter_entry);
     A(name), N(id), N(generation);
