@@ -4,7 +4,7 @@
  * extra: "weights=fp8" makes dummy weights e4m3; "source=fp8" says that most of what will be fed
  * is, for the memory plan; "device=N" picks a GPU; "skinny=0" leaves all products to cuBLASLt;
  * "graph=0" launches kernel by kernel. */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/tp.h"
 
 #include "base/bits.h"
 #include "ll/client.h"
@@ -45,9 +45,6 @@ static int check_shape(const struct ll_backend_options *o, const struct ll_model
     if (o->dtype == LL_DTYPE_F32)
         return refuse(error, LL_E_UNSUPPORTED, "computes in bfloat16; use --device cpu for float32",
                       32);
-    if (o->tensor_parallel > 1)
-        return refuse(error, LL_E_UNSUPPORTED, "one GPU a process for now, not",
-                      o->tensor_parallel);
     return 0;
 }
 
@@ -62,6 +59,8 @@ static int choose_device(struct ll_device *d, struct ll_backend_caps *caps, stru
     const char *at = d->options.extra != NULL ? strstr(d->options.extra, "device=") : NULL;
     int index = at != NULL ? atoi(at + 7) : 0, n = 0;
     cudaError_t s = cudaGetDeviceCount(&n);
+
+    d->gpu = index += d->tp != NULL ? ll_cuda_tp_gpu(d->tp, d->rank) : 0;
 
     if (s != cudaSuccess || index >= n) {
         snprintf(error->s, sizeof(error->s), "CUDA: no GPU %d: %s", index,
@@ -79,6 +78,8 @@ static int choose_device(struct ll_device *d, struct ll_backend_caps *caps, stru
         return refuse(error, LL_E_UNSUPPORTED, "was built without code for compute capability",
                       (uint32_t)(p.major * 10 + p.minor));
     d->n_sm = (uint32_t)p.multiProcessorCount;
+    if (d->rank > 0)
+        return 0;
     snprintf(caps->device, sizeof(caps->device), "%.63s", p.name);
     if (cudaDeviceGetPCIBusId(caps->pci, sizeof(caps->pci), index) != cudaSuccess)
         caps->pci[0] = 0;
@@ -135,17 +136,19 @@ static cudaError_t mapped(void **host, void **device, size_t size_bytes)
 
 static int make_host_memory(struct ll_device *d, struct ll_text *error)
 {
-    const size_t staging = ll_align_up(d->shape.n_vocab * sizeof(uint16_t), 16) +
+    const size_t staging = ll_align_up(d->n_vocab_all * sizeof(uint16_t), 16) +
                            LL_CUDA_BIAS_MAX * sizeof(struct ll_bias);
     cudaError_t s;
 
     plan_layout(d);
-    s = mapped((void **)&d->areas, (void **)&d->areas_device, d->layout.bytes * LL_CUDA_AREAS);
-    if (s == cudaSuccess)
+    s = mapped((void **)&d->done, (void **)&d->done_device, 4096);
+    if (d->rank > 0) /* all parts read the one batch; rank 0 alone has results */
+        d->areas_device = d->tp->part[0]->areas_device;
+    else if (s == cudaSuccess)
+        s = mapped((void **)&d->areas, (void **)&d->areas_device, d->layout.bytes * LL_CUDA_AREAS);
+    if (s == cudaSuccess && d->rank == 0)
         s = mapped((void **)&d->results, (void **)&d->results_device, d->layout.out_bytes);
-    if (s == cudaSuccess)
-        s = mapped((void **)&d->done, (void **)&d->done_device, 4096);
-    for (uint32_t i = 0; i < LL_CUDA_AREAS && s == cudaSuccess; i++) {
+    for (uint32_t i = 0; i < LL_CUDA_AREAS && s == cudaSuccess && d->rank == 0; i++) {
         s = cudaHostAlloc((void **)&d->slot_staging[i], staging, cudaHostAllocDefault);
         if (s == cudaSuccess)
             s = cudaEventCreateWithFlags(&d->slot_copied[i], cudaEventDisableTiming);
@@ -173,6 +176,7 @@ static int make_tables(struct ll_device *d, struct ll_text *error)
     /* Padded to the largest bucket a full batch can fall into. */
     const size_t n_tokens = ll_cuda_token_bucket(l->n_tokens_max);
     const size_t n_logits = ll_pow2_ceil(l->n_logits_max) * 4;
+    const size_t n_sampled = d->rank == 0 ? o->n_slots : 0;
     const struct {
         void **at;
         size_t bytes;
@@ -188,11 +192,15 @@ static int make_tables(struct ll_device *d, struct ll_text *error)
         {(void **)&t->tiles, l->n_tiles_max * sizeof(*t->tiles)},
         {(void **)&t->slots, o->n_slots * sizeof(*t->slots)},
         {(void **)&t->page_table, (size_t)o->n_slots * o->pages_per_seq * 4},
-        {(void **)&t->penalty, (size_t)o->n_slots * d->shape.n_vocab * 2},
-        {(void **)&t->bias, (size_t)o->n_slots * LL_CUDA_BIAS_MAX * sizeof(struct ll_bias)},
+        {(void **)&t->penalty, n_sampled * d->n_vocab_all * 2},
+        {(void **)&t->bias, n_sampled * LL_CUDA_BIAS_MAX * sizeof(struct ll_bias)},
     };
     cudaError_t s = cudaSuccess;
 
+    if (d->is_led) {
+        *t = d->tp->part[0]->tables;
+        return 0;
+    }
     t->pages_per_seq = o->pages_per_seq;
     for (size_t i = 0; i < LL_COUNT(parts) && s == cudaSuccess; i++)
         s = device_zeroed(parts[i].at, parts[i].bytes);
@@ -254,6 +262,12 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
         s = device_zeroed(parts[i].at, parts[i].bytes);
     if (s == cudaSuccess && d->level < 89)
         s = device_zeroed(&d->widened, LL_CUDA_WIDENED);
+    d->logits_all = d->logits;
+    if (d->tp != NULL && d->rank == 0) {
+        d->logits_all = NULL;
+        if (s == cudaSuccess)
+            s = device_zeroed((void **)&d->logits_all, r * ll_align_up(d->n_vocab_all, 8) * 4);
+    }
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "activations", s);
 }
 
@@ -312,7 +326,8 @@ static uint64_t weights_estimate(const struct ll_device *d)
 }
 
 /* KV pages: as told, or what the fraction leaves after weights. */
-static int make_kv(struct ll_device *d, struct ll_text *error)
+int ll_cuda_plan_pages(struct ll_device *d, uint32_t n_sharing, uint32_t *n_pages,
+                       struct ll_text *error)
 {
     const struct ll_model_shape *m = &d->shape;
     const struct ll_backend_options *o = &d->options;
@@ -325,28 +340,38 @@ static int make_kv(struct ll_device *d, struct ll_text *error)
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "memory info", s);
     if (o->n_pages > 0) {
-        d->n_pages = o->n_pages;
+        *n_pages = o->n_pages;
     } else {
         uint64_t budget = o->kv_bytes;
         if (budget == 0) {
             const double fraction = o->memory_fraction > 0 ? o->memory_fraction : DEFAULT_FRACTION;
             const double left = fraction * (double)total_bytes -
                                 (double)(total_bytes - free_bytes) -
-                                (double)weights_estimate(d) * o->n_weights;
+                                (double)weights_estimate(d) * o->n_weights * n_sharing;
             budget = left > 0 ? (uint64_t)left : 0;
         }
-        d->n_pages = (uint32_t)(budget / whole_page);
+        *n_pages = (uint32_t)(budget / whole_page / n_sharing);
     }
-    if (d->n_pages < 2) {
+    if (*n_pages < 2) {
         snprintf(
             error->s, sizeof(error->s),
             "CUDA: %.1f GB free of %.1f leave no room for KV pages of %zu KiB beside %.1f GB of "
             "weights: raise --gpu-memory-utilization or take a smaller model",
             (double)free_bytes / 1e9, (double)total_bytes / 1e9, whole_page / 1024,
-            (double)weights_estimate(d) / 1e9);
+            (double)weights_estimate(d) * n_sharing / 1e9);
         return -ENOMEM;
     }
-    s = cudaMalloc(&d->kv, d->n_pages * whole_page);
+    return 0;
+}
+
+int ll_cuda_make_kv(struct ll_device *d, uint32_t n_pages, struct ll_text *error)
+{
+    const struct ll_model_shape *m = &d->shape;
+    const struct ll_backend_options *o = &d->options;
+    const size_t whole_page = d->page_bytes * m->n_layers;
+
+    d->n_pages = n_pages;
+    cudaError_t s = cudaMalloc(&d->kv, d->n_pages * whole_page);
     if (s == cudaSuccess)
         s = cudaMemset(d->kv, 0, d->n_pages * whole_page);
     /* Partial results of split decode rows: as many as all cached tokens give,
@@ -362,11 +387,18 @@ static int make_kv(struct ll_device *d, struct ll_text *error)
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "KV pages", s);
 }
 
-static void backend_close(struct ll_device *d)
+void ll_cuda_part_close(struct ll_device *d)
 {
     if (d == NULL)
         return;
+    cudaSetDevice(d->gpu);
     cudaDeviceSynchronize();
+    if (d->is_led) { /* rank 0's */
+        memset(&d->tables, 0, sizeof(d->tables));
+        d->stream = NULL;
+    }
+    if (d->logits_all == d->logits)
+        d->logits_all = NULL;
     ll_cuda_unpin(d);
     for (uint32_t i = 0; i < d->n_graphs; i++)
         cudaGraphExecDestroy(d->graph[i].exec);
@@ -374,12 +406,12 @@ static void backend_close(struct ll_device *d)
     ll_gemm_close(&d->gemm);
     struct ll_cuda_tables *t = &d->tables;
     void *const device[] = {
-        t->counts,         t->step,   t->begin_ns, t->token_id, t->token_pos,  t->token_slot,
-        t->logits,         t->decode, t->tiles,    t->slots,    t->page_table, t->penalty,
-        t->bias,           d->kv,     d->rope,     d->x,        d->h,          d->qkv,
-        d->attn,           d->delta,  d->gate_up,  d->act,      d->gathered,   d->h_scale,
-        d->act_scale,      d->logits, d->partial,  d->arrived,  d->convert,    d->skinny_partial,
-        d->skinny_arrived, d->widened};
+        t->counts,         t->step,    t->begin_ns,  t->token_id, t->token_pos,  t->token_slot,
+        t->logits,         t->decode,  t->tiles,     t->slots,    t->page_table, t->penalty,
+        t->bias,           d->kv,      d->rope,      d->x,        d->h,          d->qkv,
+        d->attn,           d->delta,   d->gate_up,   d->act,      d->gathered,   d->h_scale,
+        d->act_scale,      d->logits,  d->partial,   d->arrived,  d->convert,    d->skinny_partial,
+        d->skinny_arrived, d->widened, d->logits_all};
     void *const host[] = {d->areas,           d->results,         d->done,
                           d->kv_host,         d->slot_staging[0], d->slot_staging[1],
                           d->slot_staging[2], d->slot_staging[3]};
@@ -402,9 +434,9 @@ static void backend_close(struct ll_device *d)
     free(d);
 }
 
-static int backend_open(struct ll_device **out, const struct ll_backend_options *options,
-                        const struct ll_model_shape *shape, struct ll_backend_caps *caps,
-                        struct ll_text *error)
+int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *options,
+                      const struct ll_model_shape *shape, struct ll_cuda_tp *tp, uint32_t rank,
+                      struct ll_backend_caps *caps, struct ll_text *error)
 {
     int rc = check_shape(options, shape, error);
 
@@ -417,13 +449,17 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
     if (d->options.n_weights == 0)
         d->options.n_weights = 1;
     d->shape = *shape;
-    d->n_vocab_padded = (uint32_t)ll_align_up(shape->n_vocab, 8);
+    d->tp = tp;
+    d->rank = rank;
+    d->is_led = tp != NULL && rank > 0 && tp->form == LL_TP_LOCKSTEP;
+    d->n_vocab_all = tp != NULL ? tp->whole.n_vocab : shape->n_vocab;
+    d->n_vocab_padded =
+        ll_cuda_rank_vocab(tp != NULL ? &tp->whole : shape, tp != NULL ? tp->n_parts : 1);
     d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
     d->has_skinny = !options->is_deterministic && !has_option(options->extra, "skinny=0");
     d->activation_max = options->activation_max > 0 ? options->activation_max : INFINITY;
     d->has_graphs = !has_option(options->extra, "graph=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;
-    *caps = (struct ll_backend_caps){.depth = 2, .n_ranks = 1};
     rc = choose_device(d, caps, error);
     if (rc < 0)
         goto close_device;
@@ -434,7 +470,11 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
             goto close_device;
         }
     }
-    cudaError_t s = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
+    cudaError_t s = cudaSuccess;
+    if (d->is_led)
+        d->stream = tp->part[0]->stream;
+    else
+        s = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
     if (s == cudaSuccess)
         s = cudaStreamCreateWithFlags(&d->copy_stream, cudaStreamNonBlocking);
     if (s == cudaSuccess)
@@ -446,8 +486,7 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
     rc = ll_gemm_open(&d->gemm, error);
     d->gemm.is_fixed = options->is_deterministic;
     if (rc < 0 || (rc = make_host_memory(d, error)) < 0 || (rc = make_tables(d, error)) < 0 ||
-        (rc = make_activations(d, error)) < 0 || (rc = make_rope(d, error)) < 0 ||
-        (rc = make_kv(d, error)) < 0)
+        (rc = make_activations(d, error)) < 0 || (rc = make_rope(d, error)) < 0)
         goto close_device;
     /* Memory is cleared on the default stream, which ours do not wait for. */
     s = cudaDeviceSynchronize();
@@ -455,17 +494,51 @@ static int backend_open(struct ll_device **out, const struct ll_backend_options 
         rc = ll_cuda_fail(error, "open", s);
         goto close_device;
     }
-    caps->n_pages = d->n_pages;
-    caps->n_host_pages = d->n_host_pages;
-    caps->weights_bytes = weights_estimate(d);
-    caps->kv_bytes = (uint64_t)d->n_pages * d->page_bytes * shape->n_layers;
-    caps->host_kv_bytes = (uint64_t)d->n_host_pages * d->page_bytes * shape->n_layers;
     *out = d;
     return 0;
 
 close_device:
-    backend_close(d);
+    ll_cuda_part_close(d);
     return rc;
+}
+
+void ll_cuda_add_caps(const struct ll_device *d, struct ll_backend_caps *caps)
+{
+    const uint64_t page = d->page_bytes * d->shape.n_layers;
+
+    caps->n_pages = d->n_pages;
+    caps->n_host_pages = d->n_host_pages;
+    caps->weights_bytes += weights_estimate(d);
+    caps->kv_bytes += d->n_pages * page;
+    caps->host_kv_bytes += d->n_host_pages * page;
+}
+
+static int backend_open(struct ll_device **out, const struct ll_backend_options *options,
+                        const struct ll_model_shape *shape, struct ll_backend_caps *caps,
+                        struct ll_text *error)
+{
+    struct ll_device *d;
+    uint32_t n_pages;
+
+    *caps = (struct ll_backend_caps){.depth = 2, .n_ranks = 1};
+    if (options->tensor_parallel > 1)
+        return ll_cuda_tp_open(out, options, shape, caps, error);
+    int rc = ll_cuda_part_open(&d, options, shape, NULL, 0, caps, error);
+    if (rc < 0)
+        return rc;
+    if ((rc = ll_cuda_plan_pages(d, 1, &n_pages, error)) < 0 ||
+        (rc = ll_cuda_make_kv(d, n_pages, error)) < 0) {
+        ll_cuda_part_close(d);
+        return rc;
+    }
+    cudaError_t s = cudaDeviceSynchronize();
+    if (s != cudaSuccess) {
+        ll_cuda_part_close(d);
+        return ll_cuda_fail(error, "open", s);
+    }
+    ll_cuda_add_caps(d, caps);
+    *out = d;
+    return 0;
 }
 
 const struct ll_backend *ll_backend_cuda(void)
@@ -474,16 +547,16 @@ const struct ll_backend *ll_backend_cuda(void)
         .abi = LL_BACKEND_ABI,
         .name = "cuda",
         .open = backend_open,
-        .close = backend_close,
-        .want = ll_cuda_want,
+        .close = ll_cuda_tp_close,
+        .want = ll_cuda_tp_want,
         .pin = ll_cuda_pin,
-        .feed = ll_cuda_feed,
-        .fed = ll_cuda_fed,
-        .seal = ll_cuda_seal,
+        .feed = ll_cuda_tp_feed,
+        .fed = ll_cuda_tp_fed,
+        .seal = ll_cuda_tp_seal,
         .submit = ll_cuda_submit,
         .poll = ll_cuda_poll,
-        .copy = ll_cuda_copy,
-        .copied = ll_cuda_copied,
+        .copy = ll_cuda_tp_copy,
+        .copied = ll_cuda_tp_copied,
     };
     return &backend;
 }

@@ -4,7 +4,7 @@
  * A graph is fixed by (token bucket, logit bucket, tile bucket, has decode rows, weight set): what
  * a batch holds beyond that comes through the device tables. Padding costs arithmetic, never bytes
  * of weights. Reads in the order of the model; compare kernels/cpu's forward pass. */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/tp.h"
 
 #include <errno.h>
 #include <math.h>
@@ -204,20 +204,28 @@ static int norm(struct ll_device *d, const void *delta, const void *weight,
     return rc < 0 ? ll_cuda_fail(error, "rmsnorm", cudaGetLastError()) : 0;
 }
 
-static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
-                           struct ll_text *error)
+static int sample(struct ll_device *d, uint32_t n_logits, struct ll_text *error)
 {
-    const struct ll_model_shape *s = &d->shape;
-    const struct ll_cuda_sample_args sample = {
+    const struct ll_cuda_sample_args args = {
         .tables = &d->tables,
-        .logits = d->logits,
+        .logits = d->logits_all,
         .rows = (struct ll_row_out *)(d->results_device + d->layout.out_rows),
         .ext = (struct ll_ext *)(d->results_device + d->layout.out_ext),
         .n_rows_max = d->options.n_rows_max,
         .n_ext_max = d->layout.n_ext_max,
         .n_logits = n_logits,
-        .n_vocab = s->n_vocab,
+        .n_vocab = d->n_vocab_all,
     };
+    int rc = ll_cuda_sample(&args, d->stream);
+
+    return rc < 0 ? ll_cuda_fail(error, "sample", cudaGetLastError()) : 0;
+}
+
+/* logits = head * gathered. */
+static int head_product(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
+                        struct ll_text *error)
+{
+    const struct ll_model_shape *s = &d->shape;
     const struct ll_gemm_args head = {
         .kind = LL_GEMM_BF16_F32,
         .y = d->logits,
@@ -227,10 +235,6 @@ static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w,
         .n = d->n_vocab_padded,
         .k = s->n_embd,
     };
-    int rc = ll_cuda_rmsnorm(d->gathered, NULL, d->x, d->delta, w->final_norm, d->tables.logits,
-                             n_logits, s->n_embd, s->rms_eps, INFINITY, d->stream);
-    if (rc < 0)
-        return ll_cuda_fail(error, "final norm", cudaGetLastError());
     const struct ll_skinny_args few = {
         .y = d->logits,
         .x = d->gathered,
@@ -243,16 +247,87 @@ static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w,
         .is_f32 = true,
     };
     if (d->has_skinny && ll_cuda_skinny_fits(&few)) {
-        rc = ll_cuda_skinny(&few, d->stream);
-        if (rc < 0)
-            return ll_cuda_fail(error, "head", cudaGetLastError());
-    } else {
-        rc = ll_gemm_run(&d->gemm, &head, d->stream, error);
-        if (rc < 0)
-            return rc;
+        int rc = ll_cuda_skinny(&few, d->stream);
+        return rc < 0 ? ll_cuda_fail(error, "head", cudaGetLastError()) : 0;
     }
-    rc = ll_cuda_sample(&sample, d->stream);
-    return rc < 0 ? ll_cuda_fail(error, "sample", cudaGetLastError()) : 0;
+    return ll_gemm_run(&d->gemm, &head, d->stream, error);
+}
+
+static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
+                           struct ll_text *error)
+{
+    int rc = ll_cuda_rmsnorm(d->gathered, NULL, d->x, d->delta, w->final_norm, d->tables.logits,
+                             n_logits, d->shape.n_embd, d->shape.rms_eps, INFINITY, d->stream);
+    if (rc < 0)
+        return ll_cuda_fail(error, "final norm", cudaGetLastError());
+    rc = head_product(d, w, n_logits, error);
+    return rc < 0 ? rc : sample(d, n_logits, error);
+}
+
+/* The same of a model in parts: between the products of all that this stream runs, their sums. */
+static int norm_parts(struct ll_device *d, enum ll_tp_place place, uint32_t layer, uint32_t n_rows,
+                      uint32_t weights, struct ll_text *error)
+{
+    struct ll_comm_norm args = {.n_rows = n_rows};
+
+    for (uint32_t p = 0; p < ll_cuda_tp_led(d); p++) {
+        struct ll_device *part = ll_cuda_tp_part(d, p);
+        const struct ll_cuda_weights *w = &part->weights[weights];
+        const struct ll_cuda_layer *l = &w->layer[layer];
+        const bool is_attn = place == LL_TP_FIRST || place == LL_TP_ATTN;
+        const bool is_last = place == LL_TP_LAST;
+        args.delta[p] = part->delta;
+        args.x[p] = part->x;
+        args.out[p] = is_last ? part->gathered : part->h;
+        args.scale[p] =
+            is_last ? NULL
+                    : scale_for(part, is_attn ? &l->qkv : &l->gate_up, n_rows, part->h_scale);
+        args.weight = is_last ? w->final_norm : is_attn ? l->attn_norm : l->ffn_norm;
+        args.rows = is_last ? part->tables.logits : NULL;
+    }
+    args.sets_x = place == LL_TP_FIRST;
+    return ll_cuda_tp_norm(d, &args, error);
+}
+
+static int forward_parts(struct ll_device *d, uint32_t t, uint32_t n_logits, uint32_t n_tiles,
+                         bool has_decode, uint32_t weights, struct ll_text *error)
+{
+    const uint32_t n_layers = d->shape.n_layers, n = ll_cuda_tp_led(d);
+    int rc = ll_cuda_step_begin(&d->tables, d->areas_device, &d->layout, t, n_logits, d->stream);
+
+    if (rc < 0)
+        return ll_cuda_fail(error, "step begin", cudaGetLastError());
+    rc = ll_cuda_tp_embed(d, t, weights, error);
+    for (uint32_t i = 0; i < n_layers && rc == 0; i++) {
+        rc = norm_parts(d, i == 0 ? LL_TP_FIRST : LL_TP_ATTN, i, t, weights, error);
+        for (uint32_t p = 0; p < n && rc == 0; p++) {
+            struct ll_device *part = ll_cuda_tp_part(d, p);
+            const struct ll_cuda_weights *w = &part->weights[weights];
+            rc = linear(part, &w->layer[i].qkv, part->qkv, part->h, part->h_scale, t, error);
+            if (rc == 0)
+                rc = attention(part, i, w, t, n_tiles, has_decode, error);
+        }
+        if (rc == 0)
+            rc = norm_parts(d, LL_TP_FFN, i, t, weights, error);
+        for (uint32_t p = 0; p < n && rc == 0; p++) {
+            struct ll_device *part = ll_cuda_tp_part(d, p);
+            rc = feed_forward(part, &part->weights[weights].layer[i], t, error);
+        }
+    }
+    if (rc == 0 && n_logits > 0) {
+        rc = norm_parts(d, LL_TP_LAST, 0, n_logits, weights, error);
+        for (uint32_t p = 0; p < n && rc == 0; p++) {
+            struct ll_device *part = ll_cuda_tp_part(d, p);
+            rc = head_product(part, &part->weights[weights], n_logits, error);
+        }
+        if (rc == 0)
+            rc = ll_cuda_tp_logits(d, n_logits, error);
+        if (rc == 0 && d->rank == 0)
+            rc = sample(d, n_logits, error);
+    }
+    if (rc == 0 && ll_cuda_step_end(&d->tables, d->done_device, d->stream) < 0)
+        rc = ll_cuda_fail(error, "step end", cudaGetLastError());
+    return rc;
 }
 
 int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
@@ -260,6 +335,8 @@ int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, u
 {
     const struct ll_cuda_weights *w = &d->weights[weights];
     const uint32_t n_layers = d->shape.n_layers;
+    if (d->tp != NULL)
+        return forward_parts(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
     int rc =
         ll_cuda_step_begin(&d->tables, d->areas_device, &d->layout, n_tokens, n_logits, d->stream);
 

@@ -4,7 +4,7 @@
  * submit costs the copies of a few kilobytes into mapped memory and one cudaGraphLaunch; poll costs
  * a load of a mapped word. What is rare (penalty tables, biases of a new slot, more page entries
  * than an area holds) goes by small asynchronous copies on the same stream, in order. */
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/tp.h"
 
 #include "base/bits.h"
 #include "base/clock.h"
@@ -49,7 +49,7 @@ static void set_slot(struct ll_cuda_slot *out, const struct ll_slot_init *in)
 static int send_slot_tables(struct ll_device *d, const struct ll_slot_init *in, bool has_penalty,
                             uint32_t area, struct ll_text *error)
 {
-    const uint32_t n_vocab = d->shape.n_vocab;
+    const uint32_t n_vocab = d->n_vocab_all;
     cudaError_t s = cudaEventSynchronize(d->slot_copied[area]);
 
     if (s == cudaSuccess && has_penalty) {
@@ -110,14 +110,17 @@ static int fill_pages(struct ll_device *d, const struct ll_batch *batch, unsigne
             n_ids += set->n;
             continue;
         }
-        /* More than an area holds (many long sequences come back at once): a copy of its own. From
-         * pageable memory it is staged before the call returns. */
-        uint32_t *row =
-            d->tables.page_table + (size_t)set->slot * d->tables.pages_per_seq + set->first;
-        cudaError_t s = cudaMemcpyAsync(row, set->page, set->n * sizeof(*row),
-                                        cudaMemcpyHostToDevice, d->stream);
-        if (s != cudaSuccess)
-            return ll_cuda_fail(error, "page table", s);
+        /* More than an area holds (many long sequences come back at once): a copy of its own, to
+         * each part. From pageable memory it is staged before the call returns. */
+        for (uint32_t part = 0; part < ll_cuda_tp_tables(d); part++) {
+            struct ll_device *to = d->tp != NULL ? d->tp->part[part] : d;
+            uint32_t *row =
+                to->tables.page_table + (size_t)set->slot * to->tables.pages_per_seq + set->first;
+            cudaError_t s = cudaMemcpyAsync(row, set->page, set->n * sizeof(*row),
+                                            cudaMemcpyHostToDevice, to->stream);
+            if (s != cudaSuccess)
+                return ll_cuda_fail(error, "page table", s);
+        }
     }
     return 0;
 }

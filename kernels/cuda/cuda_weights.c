@@ -346,7 +346,7 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
     if (rc < 0)
         return rc;
     /* Warm: the decode buckets people hit first, so no request pays for a capture. */
-    for (uint32_t t = 1; t <= 64 && t <= d->options.n_rows_max && rc == 0;
+    for (uint32_t t = 1; t <= 64 && !d->is_led && t <= d->options.n_rows_max && rc == 0;
          t = t < 8 ? t * 2 : t + 8) {
         cudaGraphExec_t graph;
         uint32_t bucket = ll_cuda_token_bucket(t);

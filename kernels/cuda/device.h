@@ -3,6 +3,7 @@
  *
  *   cuda_backend.c  open, close, memory plan      cuda_weights.c  want, feed, seal, dummy weights
  *   cuda_graph.c    one forward pass as a graph   cuda_step.c     submit, poll, page copies
+ *   tp.c            a model in parts: N of these
  *   cuda_kv_scale.c the scales of an e4m3 cache
  *
  * Everything is made at open but weights (at their first want) and graphs (common buckets at seal,
@@ -61,9 +62,14 @@ struct ll_cuda_flight { /* host view of a batch in flight */
     bool is_late_logged;
 };
 
-struct ll_device {
+struct ll_device { /* a whole model's, or of one part of it (tp.h) */
     struct ll_backend_options options;
-    struct ll_model_shape shape;
+    struct ll_model_shape shape; /* of this part */
+    struct ll_cuda_tp *tp;       /* all parts; NULL: there is one */
+    uint32_t rank;               /* of this part */
+    int gpu;
+    bool is_led;          /* rank 0's stream, tables and graphs run this part too (lockstep) */
+    uint32_t n_vocab_all; /* ids of the whole model; shape.n_vocab are this part's */
     uint32_t n_pages, n_host_pages, n_sm;
     uint32_t level; /* 80, 89, 90: ll_cuda_level() */
     uint32_t n_vocab_padded;
@@ -88,6 +94,7 @@ struct ll_device {
     float *rope;
     void *x, *h, *qkv, *attn, *delta, *gate_up, *act, *gathered;
     float *h_scale, *act_scale, *logits, *partial;
+    float *logits_all; /* rank 0: of all parts [R, V]; logits itself where there is one */
     uint32_t *arrived;
     float *skinny_partial;
     uint32_t *skinny_arrived;
@@ -116,6 +123,19 @@ struct ll_device {
 
 /* Records "<what>: <CUDA's words>" and returns -EIO (or -ENOMEM for an allocation). */
 int ll_cuda_fail(struct ll_text *error, const char *what, cudaError_t status);
+
+/* cuda_backend.c: one part, all but its KV pages; then those. shape is the part's, tp and rank are
+ * NULL and 0 for a model in one piece. On failure nothing is left. */
+int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *options,
+                      const struct ll_model_shape *shape, struct ll_cuda_tp *tp, uint32_t rank,
+                      struct ll_backend_caps *caps, struct ll_text *error);
+/* Pages that there is memory for when n_sharing parts like this one share the GPU. */
+int ll_cuda_plan_pages(struct ll_device *d, uint32_t n_sharing, uint32_t *n_pages,
+                       struct ll_text *error);
+int ll_cuda_make_kv(struct ll_device *d, uint32_t n_pages, struct ll_text *error);
+void ll_cuda_part_close(struct ll_device *d);
+/* Memory, summed up over parts. */
+void ll_cuda_add_caps(const struct ll_device *d, struct ll_backend_caps *caps);
 
 /* cuda_weights.c */
 int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/kernels/bench_step.c - time of a whole step through the seam, on random weights.
  *
- *   bench_step [--shape 1b|3b|8b|70b] [--weights bf16|fp8] [--kv bf16|fp8] [--batch N] [--context
- * N]
- *              [--prefill N] [--steps N] [--extra OPTIONS] [--json]
+ *   bench_step [--shape 1b|3b|8b|70b|405b] [--weights bf16|fp8] [--kv bf16|fp8] [--batch N]
+ *              [--context N] [--prefill N] [--steps N] [--tp N [--shard-only]] [--extra OPTIONS]
+ *              [--json]
  *
  * Decode: N rows at the given context, two steps in flight, ids fed back on the device; ms a step
  * is the median of the time between results. Prefill: one row of N tokens in chunks of the token
  * limit. Floor: bytes of weights and KV a step over the read bandwidth that tools/dev/gpu-test
- * measures. */
+ * measures. With --tp: of one of N parts; --shard-only runs that part alone, on one GPU. */
 #include "base/clock.h"
 #include "kernels/backend.h"
 
@@ -37,14 +37,15 @@ static const struct named_shape shapes[] = {
     {"3b", LLAMA(28, 3072, 24, 8, 128, 8192, true, 32.0)},
     {"8b", LLAMA(32, 4096, 32, 8, 128, 14336, false, 8.0)},
     {"70b", LLAMA(80, 8192, 64, 8, 128, 28672, false, 8.0)},
+    {"405b", LLAMA(126, 16384, 128, 8, 128, 53248, false, 8.0)},
 };
 
 struct settings {
     struct ll_model_shape shape;
     const char *shape_name, *weights, *kv, *extra;
-    uint32_t batch, context, prefill, n_steps, n_tokens_max;
+    uint32_t batch, context, prefill, n_steps, n_tokens_max, tp;
     float temperature;
-    int is_json;
+    int is_json, is_shard;
 };
 
 static int fail(const char *what, long long rc, const struct ll_text *error)
@@ -72,7 +73,7 @@ static const struct ll_backend *open_backend(void)
     return get != NULL ? get() : NULL;
 }
 
-/* Bytes a decode step must read: every weight once, every cached token once. */
+/* Bytes a decode step must read on a GPU: every weight once, every cached token once. */
 static double floor_bytes(const struct settings *s)
 {
     const struct ll_model_shape *m = &s->shape;
@@ -82,8 +83,10 @@ static double floor_bytes(const struct settings *s)
     const double weight = strcmp(s->weights, "fp8") == 0 ? 1 : 2;
     const double cache = strcmp(s->kv, "fp8") == 0 ? 1 : 2;
 
-    return linear * weight + (double)m->n_vocab * m->n_embd * 2 +
-           (double)s->batch * s->context * m->n_layers * 2 * kv * cache;
+    const double n_kv_held = m->n_kv_heads >= s->tp ? 1.0 / s->tp : 1.0 / m->n_kv_heads;
+
+    return (linear * weight + (double)m->n_vocab * m->n_embd * 2) / s->tp +
+           (double)s->batch * s->context * m->n_layers * 2 * kv * cache * n_kv_held;
 }
 
 static int wait_for(const struct ll_backend *b, struct ll_device *d, int64_t ticket,
@@ -212,15 +215,16 @@ static int decode(const struct ll_backend *b, struct ll_device *d, const struct 
     const double median = gap_ms[skip + n / 2], bytes = floor_bytes(s);
     printf(
         s->is_json
-            ? "{\"shape\": \"%s\", \"weights\": \"%s\", \"kv\": \"%s\", \"batch\": %u, "
+            ? "{\"shape\": \"%s\", \"tp\": %u, \"weights\": \"%s\", \"kv\": \"%s\", \"batch\": %u, "
               "\"context\": %u, "
               "\"step_ms\": %.4f, \"step_ms_p99\": %.4f, \"device_ms\": %.4f, \"submit_us\": %.1f, "
               "\"submit_us_p99\": %.1f, \"read_gb_s\": %.0f}\n"
-            : "%-4s weights %-4s kv %-4s batch %3u context %6u: %8.3f ms (p99 %.3f, device %.3f), "
+            : "%-4s tp %u weights %-4s kv %-4s batch %3u context %6u: %8.3f ms (p99 %.3f, device "
+              "%.3f), "
               "submit %.1f us (p99 %.1f), %.0f GB/s\n",
-        s->shape_name, s->weights, s->kv, s->batch, s->context, median, gap_ms[skip + n * 99 / 100],
-        device_ms[skip + n / 2], host_us[skip + n / 2], host_us[skip + n * 99 / 100],
-        bytes / median / 1e6);
+        s->shape_name, s->tp, s->weights, s->kv, s->batch, s->context, median,
+        gap_ms[skip + n * 99 / 100], device_ms[skip + n / 2], host_us[skip + n / 2],
+        host_us[skip + n * 99 / 100], bytes / median / 1e6);
     rc = 0;
 free_all:
     free(inits);
@@ -285,10 +289,12 @@ static int prefill(const struct ll_backend *b, struct ll_device *d, const struct
             best_ms = ms;
     }
     if (rc == 0)
-        printf(s->is_json ? "{\"shape\": \"%s\", \"weights\": \"%s\", \"kv\": \"%s\", \"prefill\": "
+        printf(s->is_json ? "{\"shape\": \"%s\", \"tp\": %u, \"weights\": \"%s\", \"kv\": \"%s\", "
+                            "\"prefill\": "
                             "%u, \"ms\": %.3f, \"tok_s\": %.0f}\n"
-                          : "%-4s weights %-4s kv %-4s prefill %6u: %8.3f ms, %.0f tok/s\n",
-               s->shape_name, s->weights, s->kv, s->prefill, best_ms, s->prefill / best_ms * 1e3);
+                          : "%-4s tp %u weights %-4s kv %-4s prefill %6u: %8.3f ms, %.0f tok/s\n",
+               s->shape_name, s->tp, s->weights, s->kv, s->prefill, best_ms,
+               s->prefill / best_ms * 1e3);
     free(ids);
     free(pages);
     return rc;
@@ -296,18 +302,21 @@ static int prefill(const struct ll_backend *b, struct ll_device *d, const struct
 
 int main(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"shape", 1, 0, 's'}, {"weights", 1, 0, 'w'}, {"kv", 1, 0, 'k'},
-        {"batch", 1, 0, 'b'}, {"context", 1, 0, 'c'}, {"prefill", 1, 0, 'p'},
-        {"steps", 1, 0, 'n'}, {"tokens", 1, 0, 't'},  {"temperature", 1, 0, 'T'},
-        {"extra", 1, 0, 'x'}, {"json", 0, 0, 'j'},    {0}};
+    static const struct option options[] = {{"shape", 1, 0, 's'},       {"weights", 1, 0, 'w'},
+                                            {"kv", 1, 0, 'k'},          {"batch", 1, 0, 'b'},
+                                            {"context", 1, 0, 'c'},     {"prefill", 1, 0, 'p'},
+                                            {"steps", 1, 0, 'n'},       {"tokens", 1, 0, 't'},
+                                            {"temperature", 1, 0, 'T'}, {"extra", 1, 0, 'x'},
+                                            {"json", 0, 0, 'j'},        {"tp", 1, 0, 'P'},
+                                            {"shard-only", 0, 0, 'S'},  {0}};
     struct settings s = {.shape_name = "1b",
                          .weights = "bf16",
                          .kv = "bf16",
                          .batch = 1,
                          .context = 1024,
                          .n_steps = 120,
-                         .n_tokens_max = 8192};
+                         .n_tokens_max = 8192,
+                         .tp = 1};
 
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;)
         switch (c) {
@@ -344,14 +353,20 @@ int main(int argc, char **argv)
         case 'j':
             s.is_json = 1;
             break;
+        case 'P':
+            s.tp = (uint32_t)atoi(optarg);
+            break;
+        case 'S':
+            s.is_shard = 1;
+            break;
         default:
             return 2;
         }
     for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++)
         if (strcmp(shapes[i].name, s.shape_name) == 0)
             s.shape = shapes[i].shape;
-    if (s.shape.n_layers == 0 || s.batch == 0 || s.n_steps < 8) {
-        fprintf(stderr, "bench_step: --shape 1b|3b|8b|70b, --batch >= 1, --steps >= 8\n");
+    if (s.shape.n_layers == 0 || s.batch == 0 || s.n_steps < 8 || s.tp == 0) {
+        fprintf(stderr, "bench_step: --shape 1b|3b|8b|70b|405b, --batch >= 1, --steps >= 8\n");
         return 2;
     }
     const struct ll_backend *b = open_backend();
@@ -361,15 +376,15 @@ int main(int argc, char **argv)
         s.context + s.n_steps + 64 > s.prefill ? s.context + s.n_steps + 64 : s.prefill;
     const uint32_t per_seq = longest / LL_PAGE_TOKENS + 4;
     char extra[128];
-    snprintf(extra, sizeof(extra), "%s,%s", strcmp(s.weights, "fp8") == 0 ? "weights=fp8" : "",
-             s.extra != NULL ? s.extra : "");
+    snprintf(extra, sizeof(extra), "%s,%s,%s", strcmp(s.weights, "fp8") == 0 ? "weights=fp8" : "",
+             s.is_shard ? "tp=shard" : "", s.extra != NULL ? s.extra : "");
     const struct ll_backend_options o = {.struct_bytes = sizeof(o),
                                          .n_slots = s.batch,
                                          .n_pages = per_seq * s.batch + 8,
                                          .n_tokens_max = s.n_tokens_max,
                                          .n_rows_max = s.batch < 16 ? 16 : s.batch,
                                          .pages_per_seq = per_seq,
-                                         .tensor_parallel = 1,
+                                         .tensor_parallel = s.tp,
                                          .n_weights = 1,
                                          .dtype = LL_DTYPE_BF16,
                                          .kv_dtype = strcmp(s.kv, "fp8") == 0 ? LL_DTYPE_E4M3
