@@ -64,6 +64,9 @@ static const struct ll_option options[] = {
      "0.9", NULL, "share of a GPU's memory to use (cuda)"},
     {"Device", "tensor-parallel-size", LL_OPTION_U32, AT(tensor_parallel_size), 1, 8, NULL, "1",
      "ranks", "parts the model is cut into; cpu: in lockstep, for tests; cuda: this version has 1"},
+    {"Device", "tp-shard-only", LL_OPTION_BOOL, AT(is_tp_shard_only), 0, 0, NULL, "no", NULL,
+     "measure one rank of --tensor-parallel-size alone on one GPU, with dummy weights: its text "
+     "means nothing"},
     {"Device", "threads", LL_OPTION_U32, AT(threads), 0, 1024, NULL, "0", NULL,
      "worker threads of the cpu device, the step thread included; 0: one a core"},
     {"Device", "cpus", LL_OPTION_STRING, AT(cpus), 0, 0, NULL, NULL, "LIST",

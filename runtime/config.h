@@ -56,6 +56,7 @@ struct ll_config {
     uint32_t n_pages;               /* 0: from the bytes */
     float gpu_memory_utilization;
     uint32_t tensor_parallel_size;
+    bool is_tp_shard_only;
     uint32_t threads; /* 0: all CPUs */
     char cpus[256];   /* "0-3,8"; "": any */
     uint32_t pin;     /* 0 auto, 1 always, 2 never */

@@ -25,6 +25,7 @@ static const struct {
     {"llama-3.1-8b", LLAMA(32, 4096, 32, 128, 14336, false, 8.0)},
     {"llama-3.1-70b", LLAMA(80, 8192, 64, 128, 28672, false, 8.0)},
     {"llama-3.3-70b", LLAMA(80, 8192, 64, 128, 28672, false, 8.0)},
+    {"llama-3.1-405b", LLAMA(126, 16384, 128, 128, 53248, false, 8.0)},
 };
 
 int ll_model_shape_find(const char *name, struct ll_model_shape *out)
@@ -34,11 +35,8 @@ int ll_model_shape_find(const char *name, struct ll_model_shape *out)
             *out = shapes[i].shape;
             return 0;
         }
-    if (strcmp(name, "llama-3.1-405b") == 0)
-        return LL_ERR(LL_E_UNSUPPORTED, "--model-shape llama-3.1-405b: takes eight GPUs, and this "
-                                        "version serves with one; llama-3.1-70b is the largest");
     return LL_ERR(LL_E_INVAL,
                   "--model-shape: \"%s\" is none of llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, "
-                  "llama-3.1-70b, llama-3.3-70b",
+                  "llama-3.1-70b, llama-3.3-70b, llama-3.1-405b",
                   name);
 }

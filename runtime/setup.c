@@ -93,6 +93,11 @@ static int make_shaped_model(struct ll_setup *setup)
     int rc = ll_model_shape_find(config->model_shape, &out->shape);
     if (rc < 0)
         return usage(setup, rc);
+    if (strcmp(config->model_shape, "llama-3.1-405b") == 0 && config->tensor_parallel_size < 8)
+        return usage(setup, LL_ERR(LL_E_INVAL,
+                                   "--model-shape llama-3.1-405b takes --tensor-parallel-size 8; "
+                                   "--tp-shard-only with it measures one of the eight ranks on one "
+                                   "GPU"));
     out->dtype = LL_DTYPE_BF16;
     out->bos = UINT32_MAX;
     out->top_p = out->repetition_penalty = 1.0f;
@@ -501,6 +506,33 @@ static int choose_quantization(struct ll_setup *setup)
     return 0;
 }
 
+/* What only makes sense on GPUs; --tp-shard-only is the backend's "tp=shard". */
+static int choose_shard(struct ll_setup *setup)
+{
+    const struct ll_config *config = setup->config;
+    const char *extra = setup->options.extra;
+    const bool is_cuda = strcmp(setup->backend->name, "cuda") == 0;
+
+    if (!is_cuda && strcmp(config->model_shape, "llama-3.1-405b") == 0)
+        return usage(setup, LL_ERR(LL_E_INVAL, "--model-shape llama-3.1-405b takes --device cuda"));
+    if (!config->is_tp_shard_only)
+        return 0;
+    if (config->tensor_parallel_size < 2)
+        return usage(setup, LL_ERR(LL_E_INVAL, "--tp-shard-only runs one rank of several: give "
+                                               "--tensor-parallel-size 2, 4 or 8"));
+    if (!is_cuda)
+        return usage(setup, LL_ERR(LL_E_INVAL, "--tp-shard-only takes --device cuda"));
+    if (config->load_format != LL_LOAD_DUMMY)
+        return usage(setup,
+                     LL_ERR(LL_E_INVAL, "--tp-shard-only computes nonsense, for measurements: "
+                                        "it goes with --load-format dummy only"));
+    snprintf(setup->extra, sizeof(setup->extra), "%.40s,tp=shard", extra != NULL ? extra : "");
+    setup->options.extra = setup->extra;
+    ll_warn("--tp-shard-only: one rank of %u alone; what it answers means nothing",
+            config->tensor_parallel_size);
+    return 0;
+}
+
 static int check_checksum(struct ll_setup *setup)
 {
     const char *text = setup->config->weights_checksum;
@@ -538,6 +570,8 @@ int ll_setup_device(struct ll_setup *setup)
     o->seed = config->seed;
     o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
     rc = choose_quantization(setup);
+    if (rc == 0)
+        rc = choose_shard(setup);
     if (rc == 0)
         rc = check_checksum(setup);
     if (rc == 0)
