@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/attend_prefill.cu - causal attention of a prompt chunk over its cached pages.
  *
- * A tile is up to 64 / G query tokens of one row times the G heads of one KV head: 64 packed rows,
- * 16 a warp, each with its own causal bound. The chunk's own K and V are in the pages already
+ * For GPUs before 9.0 (attend_prefill_sm90.cu is theirs). A block takes half a tile: up to 64 / G query
+ * tokens of one row times the G heads of one KV head: 64 packed rows, 16 a warp, each with its own
+ * causal bound. The chunk's own K and V are in the pages already
  * (rope_append ran before). Two-stage cp.async pipeline, mma.sync bf16, fp32 online softmax.
  * Compute bound: 4 D flops a (query row, cached token). Reference: kernels/cpu. */
 #include "kernels/cuda/attend.cuh"
+
+static constexpr uint32_t ROWS = LL_CUDA_TILE_ROWS / 2; /* of a block */
 
 template <int D, bool FP8>
 __global__ void __launch_bounds__(ATTEND_THREADS)
@@ -16,11 +19,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS)
     using S = attend_smem<D, FP8>;
     extern __shared__ __align__(128) unsigned char shared[];
     pdl_wait();
-    if (blockIdx.x >= t.counts->n_tiles)
+    const uint32_t head = blockIdx.y, n_group = n_heads / n_kv_heads;
+    const uint32_t index = blockIdx.x / 2, skip = blockIdx.x % 2 * (ROWS / n_group);
+    if (index >= t.counts->n_tiles)
         return;
     /* The last tiles see the most cached tokens: they start first. */
-    const ll_cuda_tile tile = t.tiles[t.counts->n_tiles - 1 - blockIdx.x];
-    const uint32_t head = blockIdx.y, n_group = n_heads / n_kv_heads;
+    ll_cuda_tile tile = t.tiles[t.counts->n_tiles - 1 - index];
+    if (skip >= tile.n_tokens)
+        return;
+    tile.token += skip;
+    tile.pos += skip;
+    tile.n_tokens = min(tile.n_tokens - skip, ROWS / n_group);
     const float unit = scale * LOG2E * scale_of<FP8>(kv_scale, head);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t width = (n_heads + 2 * n_kv_heads) * D, n_rows = tile.n_tokens * n_group;
@@ -113,7 +122,7 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES) !=
         cudaSuccess)
         return -EIO;
-    return launch_chained(kernel, dim3(a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream,
+    return launch_chained(kernel, dim3(2 * a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream,
                           *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, a->kv_scale,
                           (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
 }
@@ -125,6 +134,8 @@ extern "C" int ll_cuda_attend_prefill(const struct ll_cuda_attend_args *args, cu
         return -EINVAL;
     if (args->n_tiles == 0)
         return 0;
+    if (ll_cuda_level() >= 90 && (args->head_dim == 128 || args->head_dim == 64))
+        return ll_cuda_attend_prefill_sm90(args, stream);
     if (args->head_dim == 128)
         return args->is_kv_fp8 ? launch<128, true>(args, stream) : launch<128, false>(args, stream);
     if (args->head_dim == 64)

@@ -97,7 +97,7 @@ static void plan_layout(struct ll_device *d)
     l->n_tokens_max = o->n_tokens_max;
     l->n_rows_max = o->n_rows_max;
     l->n_logits_max = o->n_rows_max > LOGIT_ROWS_MAX ? o->n_rows_max : LOGIT_ROWS_MAX;
-    l->n_tiles_max = o->n_tokens_max / (LL_CUDA_TILE_ROWS / n_group) + o->n_rows_max + 1;
+    l->n_tiles_max = o->n_tokens_max / LL_CUDA_TILE_TOKENS(n_group) + o->n_rows_max + 1;
     l->n_page_ids_max = o->n_rows_max * 4 + o->n_tokens_max / LL_PAGE_TOKENS + o->pages_per_seq * 8;
     l->n_sets_max = o->n_rows_max;
     l->n_ext_max = o->n_rows_max * LL_EXT_TOP_MAX + LOGIT_ROWS_MAX * (1 + LL_EXT_TOP_MAX);

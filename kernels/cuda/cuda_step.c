@@ -194,7 +194,7 @@ static void fill_attention(struct ll_device *d, const struct ll_row *row, unsign
     }
     struct ll_cuda_tile *tiles = (struct ll_cuda_tile *)(area + d->layout.tiles);
     const uint32_t n_group = d->shape.n_heads / d->shape.n_kv_heads;
-    const uint32_t per_tile = LL_CUDA_TILE_ROWS / n_group;
+    const uint32_t per_tile = LL_CUDA_TILE_TOKENS(n_group);
     for (uint32_t i = 0; i < row->n_tokens; i += per_tile) {
         uint32_t n = row->n_tokens - i < per_tile ? row->n_tokens - i : per_tile;
         tiles[counts->n_tiles++] = (struct ll_cuda_tile){at->token + i, row->slot, row->pos + i, n};

@@ -74,6 +74,8 @@ struct ll_cuda_attend_args {
 int ll_cuda_rope_append(const struct ll_cuda_attend_args *args, cudaStream_t stream);
 int ll_cuda_attend_decode(const struct ll_cuda_attend_args *args, cudaStream_t stream);
 int ll_cuda_attend_prefill(const struct ll_cuda_attend_args *args, cudaStream_t stream);
+/* The same on 9.0, where the one above hands over to it. */
+int ll_cuda_attend_prefill_sm90(const struct ll_cuda_attend_args *args, cudaStream_t stream);
 
 /* Samples and scores R rows of fp32 logits [R, V] (overwritten); results to mapped memory. */
 struct ll_cuda_sample_args {

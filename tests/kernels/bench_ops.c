@@ -328,7 +328,7 @@ static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, ui
 {
     const uint32_t per_seq = (n_kv + LL_PAGE_TOKENS - 1) / LL_PAGE_TOKENS;
     const uint32_t n_tokens = n_chunk > 0 ? n_chunk : n_rows,
-                   per_tile = LL_CUDA_TILE_ROWS / (H / K);
+                   per_tile = LL_CUDA_TILE_TOKENS(H / K);
     uint32_t *table = malloc((size_t)n_rows * per_seq * 4), *slot = malloc(n_tokens * 4),
              *pos = malloc(n_tokens * 4);
     struct ll_cuda_decode *decode = calloc(n_rows, sizeof(*decode));

@@ -3,27 +3,27 @@
 # tests/kernels/test_cuda_census.sh - what the compiler made of the kernels that matter, with no GPU and
 # no disassembler: none may spill registers, and each must hold the instructions its speed rests on.
 # An instruction is 16 bytes; the low 12 bits say which (seen in the assembler's output: HMMA 0x23c,
-# F2FP 0x23e, LDGSTS 0xfae, LDSM 0x83b). Skipped only where nvcc is not.
+# F2FP 0x23e, LDGSTS 0xfae, LDSM 0x83b, HGMMA 0x9f0 with both operands in shared memory and 0xdf0). Skipped only where nvcc is not.
 # shellcheck source=tests/script.sh
 source "$1/tests/script.sh"
 nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null) || { echo "skipped: no nvcc" && exit 77; }
 command -v readelf >/dev/null || { echo "skipped: no readelf" && exit 77; }
 
-# census CUBIN: a line a kernel: name HMMA F2FP LDGSTS LDSM
+# census CUBIN: a line a kernel: name HMMA F2FP LDGSTS LDSM HGMMA
 census() {
     readelf -SW "$1" 2>/dev/null | sed -n 's/^ *\[ *[0-9]*\] \.text\.\([^ ]*\) *PROGBITS *[0-9a-f]* \([0-9a-f]*\) \([0-9a-f]*\) .*/\1 \2 \3/p' |
         while read -r name offset size; do
             od -An -v -tx8 -w16 -j $((16#$offset)) -N $((16#$size)) "$1" | awk -v name="$name" '
                 { op[substr($1, 14, 3)]++ }
-                END { print name, op["23c"] + 0, op["23e"] + 0, op["fae"] + 0, op["83b"] + 0 }'
+                END { print name, op["23c"] + 0, op["23e"] + 0, op["fae"] + 0, op["83b"] + 0, op["9f0"] + op["df0"] }'
         done
 }
 
 # wants PATTERN OPCODE=LEAST...: every kernel whose name has PATTERN holds so many; there is one.
 wants() {
-    local pattern=$1 name hmma f2fp ldgsts ldsm n=0 op name_of
+    local pattern=$1 name hmma f2fp ldgsts ldsm hgmma n=0 op name_of
     shift
-    while read -r name hmma f2fp ldgsts ldsm; do
+    while read -r name hmma f2fp ldgsts ldsm hgmma; do
         [[ $name =~ $pattern ]] || continue
         n=$((n + 1))
         for op in "$@"; do
@@ -35,7 +35,8 @@ wants() {
 }
 
 for arch in sm_90a sm_89 sm_80; do
-    for file in skinny attend_decode attend_prefill sample rmsnorm; do
+    for file in skinny attend_decode attend_prefill attend_prefill_sm90 sample rmsnorm; do
+        [ $file$arch = attend_prefill_sm90sm_90a ] || [ $file != attend_prefill_sm90 ] || continue
         cubin=$scratch/$file.cubin
         nice timeout 150 "$nvcc" -O3 -std=c++17 -arch=$arch -cubin -Xptxas -v -I "$source_dir" \
             -I "$source_dir/include" -o "$cubin" "$source_dir/kernels/cuda/$file.cu" \
@@ -46,14 +47,15 @@ for arch in sm_90a sm_89 sm_80; do
         n=$(grep -c "spill stores" "$scratch/ptxas")
         [ "$n" -gt 0 ] || fail "$arch $file.cu: the assembler reports no kernel"
         census "$cubin" >"$scratch/census"
-        echo "$arch $file: $n kernels, $(awk '{ h += $2; f += $3; g += $4; l += $5 }
-            END { print h " HMMA, " f " F2FP, " g " LDGSTS, " l " LDSM" }' "$scratch/census")"
+        echo "$arch $file: $n kernels, $(awk '{ h += $2; f += $3; g += $4; l += $5; w += $6 }
+            END { print h " HMMA, " f " F2FP, " g " LDGSTS, " l " LDSM, " w " HGMMA" }' "$scratch/census")"
         [ -z "${LL_TEST_VERBOSE:-}" ] || cat "$scratch/census"
         case $file in
         skinny)
             wants 'skinny_kernel' hmma=4 ldgsts=8
             [ $arch = sm_80 ] || wants 'skinny_kernelILb1' f2fp=32 # e4m3 pairs widened by one instruction
             ;;
+        attend_prefill_sm90) wants '_kernelILi' hgmma=24 ;;
         attend_*) wants '_kernelILi' hmma=16 ldgsts=8 ldsm=8 ;;
         esac
     done

@@ -304,7 +304,7 @@ static void check_prefill(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
 {
     static const uint32_t pos[] = {0, 0, 0, 63, 64, 100, 500, 1000};
     static const uint32_t n_new[] = {2, 64, 150, 3, 65, 29, 33, 130};
-    const uint32_t n = is_quick() ? 5 : 8, per_tile = LL_CUDA_TILE_ROWS / (H / K);
+    const uint32_t n = is_quick() ? 5 : 8, per_tile = LL_CUDA_TILE_TOKENS(H / K);
     uint32_t n_kv[8], first[8], n_tokens = 1;
     struct attend a;
 
