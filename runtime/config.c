@@ -74,8 +74,9 @@ static const struct ll_option options[] = {
     {"Device", "pin", LL_OPTION_CHOICE, AT(pin), 0, 0, "auto|always|never", "auto", NULL,
      "tie threads to CPUs; auto: with 3 CPUs or more, or with --cpus"},
     {"Device", "deterministic", LL_OPTION_BOOL, AT(is_deterministic), 0, 0, NULL, "no", NULL,
-     "who has to give way is swapped to --swap-space-bytes while there is room, never computed "
-     "again where that is quicker"},
+     "a request's answer has the same bits whatever else runs: products and pieces of prompts of "
+     "fixed sizes, only whole pieces in the prefix cache; who gives way is swapped while there is "
+     "room"},
 
     {"Load", "max-num-seqs", LL_OPTION_U32, AT(max_num_seqs), 0, 4096, NULL, "0", "requests",
      "running at once; 0: 256 (cpu: 32)"},

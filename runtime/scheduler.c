@@ -15,6 +15,10 @@ int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_
 {
     if (limits->n_rows_max == 0 || limits->n_tokens_max == 0 || limits->n_slots == 0)
         return LL_ERR(-EINVAL, "rows, tokens and slots of a step must not be 0");
+    if (limits->n_grid > ll_scheduler_grid(limits->n_tokens_max, limits->n_rows_max) ||
+        limits->n_grid % LL_PAGE_TOKENS != 0)
+        return LL_ERR(-EINVAL, "a grid of %u tokens does not fit steps of %u", limits->n_grid,
+                      limits->n_tokens_max);
     *scheduler = (struct ll_scheduler){
         .limits = *limits,
         .pool = pool,
@@ -353,6 +357,8 @@ void ll_scheduler_check(const struct ll_scheduler *scheduler)
         LL_ASSERT(seq->n_pages >=
                   ll_kv_pages_for(ll_sched_tokens_booked(scheduler, seq, seq->pos_hi))); /* Q4 */
         LL_ASSERT(seq->pos_hi < ll_sched_tokens_max(scheduler, seq));                    /* P6 */
+        if (scheduler->limits.n_grid != 0 && seq->pos_hi < seq->n_prompt)
+            LL_ASSERT(seq->pos_hi % ll_sched_cell(scheduler, seq) == 0); /* P9 */
         LL_ASSERT(seq->n_tokens < ll_sched_tokens_max(scheduler, seq));
     }
     LL_ASSERT(n_prefill == scheduler->n_prefill && n_preempting == scheduler->n_preempting);

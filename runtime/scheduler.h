@@ -25,7 +25,13 @@
  *   P7  a row writes only pages that its sequence owns (kv.h K1)
  *   P8  a request runs on one set of weights from its first row to its last, and finds no cached
  *       page that another set has computed. Before a change nobody new starts (P4 does not hold
- *       for them), what has begun ends, and then the weights change with nothing on the device */
+ *       for them), what has begun ends, and then the weights change with nothing on the device
+ *   P9  with a grid of G tokens a row of a prompt is exactly the positions [k G, (k + 1) G), or as
+ *       far as the prompt goes; what was sampled is computed a token a row, also when it is
+ *       computed again; and the prefix cache holds whole cells of prompts, nothing else. So how a
+ *       position's KV and logits come about depends on its request alone, whatever else runs, on a
+ *       device whose bits depend on the rows that a position is computed with. A prompt that is
+ *       scored has a finer grid of its own, as its events allow, and shares no pages */
 #ifndef RUNTIME_SCHEDULER_H
 #define RUNTIME_SCHEDULER_H
 
@@ -35,6 +41,8 @@
 #include "runtime/queue.h"
 #include "runtime/sequence.h"
 
+#define LL_SCHED_GRID_MAX 256u
+
 struct ll_scheduler_limits {
     uint32_t n_rows_max;   /* --max-num-seqs */
     uint32_t n_tokens_max; /* --max-num-batched-tokens */
@@ -43,6 +51,7 @@ struct ll_scheduler_limits {
     uint64_t stall_ns; /* a reader without credit so long ends as stalled; 30 s */
     bool has_prefix_cache;
     bool is_deterministic; /* swap wherever host pages are free: never compute twice */
+    uint32_t n_grid;       /* G of P9: ll_scheduler_grid(); 0: chunks as there is room and time */
     uint64_t copy_ns;      /* first guess of what the copy of a page takes; 0: nothing */
     uint64_t max_itl_ns;   /* a step with decode rows takes no more prompt than fits; 0: no limit */
 };
@@ -97,6 +106,16 @@ struct ll_scheduler {
     uint32_t n_withheld;     /* of the parked ones */
     uint32_t n_release_left, n_publish_left; /* of this call's bounds */
 };
+
+/* The grid for such steps: a chunk fits whatever decodes beside it. 256 tokens: less and a prompt
+ * alone reads all weights too often (a GPU's balance is at some 160), more and the cache, which
+ * holds whole cells, misses more. 0: not even a page fits. */
+static inline uint32_t ll_scheduler_grid(uint32_t n_tokens_max, uint32_t n_rows_max)
+{
+    uint32_t n_room = n_tokens_max > n_rows_max ? n_tokens_max - n_rows_max : 0;
+
+    return n_room < LL_SCHED_GRID_MAX ? n_room - n_room % LL_PAGE_TOKENS : LL_SCHED_GRID_MAX;
+}
 
 int ll_scheduler_init(struct ll_scheduler *scheduler, const struct ll_scheduler_limits *limits,
                       struct ll_seq_pool *pool, struct ll_kv *kv, struct ll_outlet *outlet,

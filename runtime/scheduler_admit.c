@@ -47,13 +47,38 @@ void ll_sched_unmatch(struct ll_scheduler *s)
     seq->n_chained = 0;
 }
 
+/* Attaches the next page that the cache has, or pages of a whole cell of the grid; false: it has
+ * not all of them. What another one publishes meanwhile is found by the next try. */
+static bool attach_next(struct ll_planning *p, struct ll_seq *seq, uint32_t n)
+{
+    struct ll_scheduler *s = p->s;
+    uint32_t page[LL_SCHED_GRID_MAX / LL_PAGE_TOKENS];
+    struct ll_chain chain = seq->chain;
+
+    for (uint32_t i = 0; i < n; i++) {
+        const uint32_t *ids = seq->token + (seq->n_pages + i) * LL_PAGE_TOKENS;
+        p->n_lookups--;
+        chain = ll_prefix_step(&s->kv->index, chain, ids);
+        page[i] = ll_prefix_find(&s->kv->index, chain, ids);
+        if (page[i] == LL_NONE)
+            return false;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        ll_kv_attach(s->kv, seq, page[i]);
+    s->matching = seq->index;
+    seq->chain = chain;
+    seq->n_chained += n;
+    return true;
+}
+
 /* Attaches the cached pages of what a waiting sequence has to compute, and those that another
  * choice of its request has; the last token is always computed, since its logits are wanted. false:
  * the call's look-ups or shares are used up. */
 static bool match(struct ll_planning *p, struct ll_seq *seq)
 {
     struct ll_scheduler *s = p->s;
-    uint32_t n_max = (seq->n_tokens - 1) / LL_PAGE_TOKENS;
+    const uint32_t n_max = ll_sched_pages_shared(s, seq, seq->n_tokens - 1);
+    const uint32_t n_cell = s->limits.n_grid == 0 ? 1 : s->limits.n_grid / LL_PAGE_TOKENS;
 
     if (s->matching != seq->index)
         ll_sched_unmatch(s); /* who was first before has no claim any more */
@@ -62,25 +87,17 @@ static bool match(struct ll_planning *p, struct ll_seq *seq)
     bool may = may_look_up(s, seq) && seq->n_chained == seq->n_pages;
     if (may && seq->n_chained == 0)
         begin_chain(s, seq);
-    for (; may && seq->n_pages < n_max; p->n_lookups--) {
-        const uint32_t *ids = seq->token + seq->n_pages * LL_PAGE_TOKENS;
-        if (p->n_lookups == 0)
+    while (may && seq->n_pages < n_max) {
+        if (p->n_lookups < n_cell)
             return false;
-        struct ll_chain chain = ll_prefix_step(&s->kv->index, seq->chain, ids);
-        uint32_t page = ll_prefix_find(&s->kv->index, chain, ids);
-        if (page == LL_NONE)
-            break; /* what another one publishes meanwhile is found by the next try */
-        ll_kv_attach(s->kv, seq, page);
-        s->matching = seq->index;
-        seq->chain = chain;
-        seq->n_chained++;
+        may = attach_next(p, seq, n_cell);
     }
     return seq->n_choices == 1 || ll_sched_take_pages(p, seq, false);
 }
 
 void ll_sched_publish(struct ll_scheduler *s, struct ll_seq *seq)
 {
-    uint32_t n_full = seq->n_done / LL_PAGE_TOKENS;
+    uint32_t n_full = ll_sched_pages_shared(s, seq, seq->n_done);
 
     if (seq->n_chained >= n_full || !s->limits.has_prefix_cache ||
         (seq->flags & LL_REQ_NO_CACHE) != 0)

@@ -43,7 +43,7 @@ static struct ll_seq *find_donor(const struct ll_scheduler *s, struct ll_seq *le
         uint32_t c = (leader->donor + i) % leader->n_choices;
         struct ll_seq *other = ll_seq_member(s->pool, leader, c);
         if (other == NULL || other == seq || other->state != LL_SEQ_RUNNING ||
-            ll_sched_is_copying(other) || other->n_done < n_pages * LL_PAGE_TOKENS)
+            ll_sched_is_copying(other) || ll_sched_pages_shared(s, other, other->n_done) < n_pages)
             continue;
         leader->donor = c; /* mostly the next one's too */
         return other;
@@ -54,7 +54,7 @@ static struct ll_seq *find_donor(const struct ll_scheduler *s, struct ll_seq *le
 bool ll_sched_take_pages(struct ll_planning *p, struct ll_seq *seq, bool with_chain)
 {
     struct ll_scheduler *s = p->s;
-    uint32_t n_full = (seq->n_prompt - 1) / LL_PAGE_TOKENS;
+    uint32_t n_full = ll_sched_pages_shared(s, seq, seq->n_prompt - 1);
 
     /* Prompt logprobs come from computing the prompt. */
     if (seq->n_pages >= n_full || (seq->flags & LL_REQ_PROMPT_LOGPROBS) != 0)

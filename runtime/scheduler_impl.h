@@ -60,6 +60,24 @@ static inline bool ll_sched_is_prefilling(const struct ll_seq *seq)
     return seq->pos_hi + 1 < seq->n_tokens;
 }
 
+/* Tokens of a cell of the grid (P9) for this sequence: the scored ones of a row are bounded by
+ * their events, so that a scored prompt's cells are a power of two that always fits. */
+uint32_t ll_sched_cell(const struct ll_scheduler *s, const struct ll_seq *seq);
+/* Full pages among the first n tokens that others may have: with a grid, whole cells of a prompt.
+ */
+static inline uint32_t ll_sched_pages_shared(const struct ll_scheduler *s, const struct ll_seq *seq,
+                                             uint32_t n)
+{
+    const uint32_t n_grid = s->limits.n_grid;
+
+    if (n_grid == 0)
+        return n / LL_PAGE_TOKENS;
+    if ((seq->flags & LL_REQ_PROMPT_LOGPROBS) != 0)
+        return 0;
+    n = n < seq->n_prompt ? n : seq->n_prompt;
+    return (n - n % n_grid) / LL_PAGE_TOKENS;
+}
+
 /* On, off the list of those with prompt to compute; leaving twice does nothing. */
 void ll_sched_join_prefill(struct ll_scheduler *s, struct ll_seq *seq);
 void ll_sched_leave_prefill(struct ll_scheduler *s, struct ll_seq *seq);

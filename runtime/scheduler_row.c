@@ -18,7 +18,8 @@ static void cut_scored(const struct ll_seq *seq, struct ll_plan_row *row)
         return;
     if (row->pos < seq->n_scored) {
         /* Computed again after a preemption, but reported already. */
-        row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, seq->n_scored - row->pos);
+        if (seq->n_scored < n_scorable)
+            row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, seq->n_scored - row->pos);
         return;
     }
     uint32_t n_left = n_scorable - row->pos;
@@ -27,6 +28,31 @@ static void cut_scored(const struct ll_seq *seq, struct ll_plan_row *row)
     row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, ll_outlet_scored_max(seq, 1));
     row->n_tokens = (uint32_t)ll_min_u64(row->n_tokens, n_left + (samples ? 1 : 0));
     row->n_scored = (uint32_t)ll_min_u64(row->n_tokens, n_left);
+}
+
+uint32_t ll_sched_cell(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    const uint32_t n_grid = s->limits.n_grid;
+    uint32_t n_scored = LL_PAGE_TOKENS;
+
+    if ((seq->flags & LL_REQ_PROMPT_LOGPROBS) == 0)
+        return n_grid;
+    while (n_scored > ll_outlet_scored_max(seq, 1))
+        n_scored /= 2;
+    return n_scored;
+}
+
+/* Tokens that the next row of a sequence with prompt to compute has, if they all fit. */
+static uint32_t row_tokens(const struct ll_scheduler *s, const struct ll_seq *seq)
+{
+    uint32_t n_left = seq->n_tokens - seq->pos_hi;
+
+    if (s->limits.n_grid == 0)
+        return n_left;
+    if (seq->pos_hi >= seq->n_prompt)
+        return 1; /* P9: computed again as it was the first time */
+    uint32_t n_cell = ll_sched_cell(s, seq);
+    return (uint32_t)ll_min_u64(seq->n_prompt - seq->pos_hi, n_cell - seq->pos_hi % n_cell);
 }
 
 /* Fills in the next row of the plan: that of seq with at most n_max tokens, as far as it can be
@@ -46,7 +72,7 @@ static struct ll_plan_row *next_row(struct ll_planning *p, const struct ll_seq *
         row->flags = LL_ROW_SAMPLE;
     } else {
         LL_ASSERT(row->pos < seq->n_tokens);
-        row->n_tokens = (uint32_t)ll_min_u64(seq->n_tokens - row->pos, n_max);
+        row->n_tokens = (uint32_t)ll_min_u64(row_tokens(p->s, seq), n_max);
         row->flags = 0;
         cut_scored(seq, row);
         if (row->pos + row->n_tokens == seq->n_tokens)
@@ -251,6 +277,22 @@ uint32_t ll_sched_chunk_in_time(const struct ll_planning *p, uint32_t pos, uint3
     return (uint32_t)ll_min_u64(ll_max_u64(n, n_least), n_max);
 }
 
+/* Of n_left tokens that a step has time for: what a row of seq may have while others want n_wanted
+ * as well. 0: its cell, which is not cut, does not fit; the first of a step always does. */
+static uint32_t row_max(const struct ll_planning *p, const struct ll_seq *seq, uint32_t n_left,
+                        uint64_t n_wanted)
+{
+    const struct ll_scheduler *s = p->s;
+
+    if (s->limits.n_grid == 0)
+        return (uint32_t)ll_max_u64(chunk_max(seq, n_left),
+                                    n_left > n_wanted ? n_left - n_wanted : 0);
+    uint32_t n_cell = row_tokens(s, seq);
+    uint32_t n_room =
+        p->out->work.n_prefill == 0 ? s->limits.n_tokens_max - p->out->n_tokens : n_left;
+    return n_cell <= n_room ? n_cell : 0;
+}
+
 void ll_sched_run_prefill(struct ll_planning *p)
 {
     struct ll_scheduler *s = p->s;
@@ -270,10 +312,12 @@ void ll_sched_run_prefill(struct ll_planning *p)
         if (n_left == 0)
             return;
         n_wanted -= tokens_left(seq); /* now: by those behind it */
-        uint64_t n_max =
-            ll_max_u64(chunk_max(seq, n_left), n_left > n_wanted ? n_left - n_wanted : 0);
-        if (!seq->is_preempted && !ll_sched_is_copying(seq))
-            run_chunk(p, seq, (uint32_t)n_max);
+        if (!seq->is_preempted && !ll_sched_is_copying(seq)) {
+            uint32_t n_max = row_max(p, seq, n_left, n_wanted);
+            if (n_max == 0)
+                return; /* and nobody passes it */
+            run_chunk(p, seq, n_max);
+        }
         if (i < s->n_prefill && s->prefill[i] == index)
             i++; /* else it is done, or has ended */
     }

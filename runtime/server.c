@@ -317,6 +317,7 @@ static int make_engine(struct server *server)
                    .stall_ns = config->stall_timeout_s * LL_NS_PER_S,
                    .has_prefix_cache = config->has_prefix_caching,
                    .is_deterministic = config->is_deterministic,
+                   .n_grid = setup->n_grid,
                    .max_itl_ns = (uint64_t)((double)config->max_itl_ms * LL_NS_PER_MS)},
         .gate = gate_limits(server),
         .info = server->info.base,

@@ -8,6 +8,7 @@
 #include "ll/text.h"
 #include "runtime/loader_plan.h"
 #include "runtime/model_shapes.h"
+#include "runtime/scheduler.h"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -448,6 +449,16 @@ static int choose_sizes(struct ll_setup *setup)
                    "--max-num-batched-tokens (%u) must be at least --max-num-seqs (%u): each "
                    "running request takes one",
                    o->n_tokens_max, o->n_rows_max));
+    if (config->is_deterministic) {
+        setup->n_grid = ll_scheduler_grid(o->n_tokens_max, o->n_rows_max);
+        if (setup->n_grid == 0)
+            return usage(setup, LL_ERR(LL_E_INVAL,
+                                       "--deterministic: --max-num-batched-tokens (%u) must be at "
+                                       "least --max-num-seqs (%u) and %u more: a piece of a prompt "
+                                       "is never cut",
+                                       o->n_tokens_max, o->n_rows_max, LL_PAGE_TOKENS));
+        ll_info("deterministic: prompts are computed in pieces of %u tokens", setup->n_grid);
+    }
     o->pages_per_seq = (uint32_t)ll_div_ceil(shape->context_max, LL_PAGE_TOKENS);
     o->n_pages = config->n_pages;
     o->kv_bytes = config->kv_cache_memory_bytes;

@@ -401,19 +401,9 @@ static int setup(void **state)
 {
     static char model[512];
 #ifdef ON_CUDA
-    /* Bit for bit the same in any company: fixed products, each prompt in one piece, none found. */
-    const char *arguments[] = {model,
-                               "--stall-timeout",
-                               "1",
-                               "--log-level",
-                               "warn",
-                               "--device",
-                               "cuda",
-                               "--deterministic",
-                               "--max-num-batched-tokens",
-                               "32768",
-                               "--no-enable-prefix-caching",
-                               NULL};
+    /* Bit for bit the same in any company. */
+    const char *arguments[] = {model,  "--stall-timeout", "1", "--log-level", "warn", "--device",
+                               "cuda", "--deterministic", NULL};
 #else
     const char *arguments[] = {model, "--stall-timeout", "1", "--log-level", "warn", NULL};
 #endif

@@ -27,8 +27,12 @@ int sim_device_open(struct sim_device *device, const struct ll_backend_options *
     device->row = calloc(options->n_rows_max, sizeof(*device->row));
     device->copy = calloc(COPIES_MAX, sizeof(*device->copy));
     device->copy_due_ns = calloc(COPIES_MAX, sizeof(*device->copy_due_ns));
-    int rc =
-        device->row == NULL || device->copy == NULL || device->copy_due_ns == NULL ? -ENOMEM : 0;
+    device->cell = calloc(options->n_pages, 1);
+    device->host_cell = calloc(options->n_host_pages + 1, 1);
+    int rc = device->row == NULL || device->copy == NULL || device->copy_due_ns == NULL ||
+                     device->cell == NULL || device->host_cell == NULL
+                 ? -ENOMEM
+                 : 0;
     if (rc == 0)
         rc = device->fake->open(&device->inner, options, shape, caps, &error);
     if (rc < 0)
@@ -43,6 +47,9 @@ void sim_device_close(struct sim_device *device)
     free(device->row);
     free(device->copy);
     free(device->copy_due_ns);
+    free(device->cell);
+    free(device->host_cell);
+    device->cell = device->host_cell = NULL;
     device->inner = NULL;
     device->row = NULL;
     device->copy = NULL;
@@ -83,6 +90,8 @@ static int64_t sim_submit(struct ll_device *opaque, const struct ll_batch *batch
         return fail(device, "submit fails, as asked for", error);
     if (!go_on_copying(device, error))
         return device->failed;
+    if (device->on_submit != NULL)
+        device->on_submit(device->context, batch);
     int64_t ticket = device->fake->submit(device->inner, batch, error);
     if (ticket < 0)
         return ticket;
@@ -132,6 +141,8 @@ static int64_t sim_copy(struct ll_device *opaque, const struct ll_copy *list, ui
         uint64_t at = device->n_copies++ % COPIES_MAX;
         device->last_copy_ns = ll_max_u64(*device->now_ns, device->last_copy_ns) + device->copy_ns;
         device->copy[at] = list[i];
+        if (device->on_copy != NULL)
+            device->on_copy(device->context, &list[i]);
         device->copy_due_ns[at] = device->last_copy_ns;
     }
     return (int64_t)device->n_copies;

@@ -53,6 +53,10 @@ static void draw_load(struct sim_world *w)
     k->n_output_max = SIM_ONE_OF(w, 2, 10, 80, 150);
     k->n_prefixes = SIM_ONE_OF(w, 0, 1, 1, 3);
     k->always_swaps = sim_draw(w, 2);
+    /* Not drawn: the others' draws stay as they are. */
+    if (k->always_swaps && w->seed % 4 != 0)
+        k->n_grid = (uint32_t)ll_min_u64((1 + w->seed % 3) * LL_PAGE_TOKENS,
+                                         ll_scheduler_grid(k->n_tokens_max, k->n_rows_max));
     k->has_prefix_cache = sim_draw(w, 4) > 0;
     k->has_deadlines = sim_draw(w, 4) == 0;
     k->has_priorities = sim_draw(w, 2) == 0;

@@ -12,6 +12,7 @@
  *       after it; then everything has been given back and the ledger adds up
  *   Z5  the engine allocates nothing while it runs; opened without memory it fails and leaks
  * nothing
+ *   Z6  with a grid of chunks, positions are computed as their request alone says (scheduler.h P9)
  *
  * A broken promise ends the program with the seed and the step: sim_fail(). */
 #ifndef TESTS_SIM_SIM_H
@@ -46,6 +47,7 @@ struct sim_knobs {
     /* load */
     uint32_t n_prompt_max, n_output_max, n_prefixes, n_choices_max;
     bool has_prefix_cache, always_swaps;
+    uint32_t n_grid; /* 0: none */
     bool has_logprobs, has_deadlines, has_priorities;
     uint32_t submit_chance, cancel_chance, stop_chance; /* of 256, a client and step */
     /* faults, chances of 65536 a step */
@@ -61,6 +63,9 @@ struct sim_device {
     const uint64_t *now_ns; /* the world's */
     /* Length of a step. */
     uint64_t (*step_ns)(void *context, const struct ll_batch *batch);
+    /* Told of each batch before the device has it, and of each page copy; NULL: nobody is. */
+    void (*on_submit)(void *context, const struct ll_batch *batch);
+    void (*on_copy)(void *context, const struct ll_copy *copy);
     void *context;
     uint64_t copy_ns; /* of a page */
 
@@ -77,6 +82,8 @@ struct sim_device {
     struct ll_row_out *row; /* a copy, to be changed */
     uint32_t n_rows_max;
 
+    uint8_t *cell; /* [n_pages]: 1, written by rows of whole cells; grid.c */
+    uint8_t *host_cell;
     struct ll_copy *copy; /* ring of what was not forwarded yet */
     uint64_t *copy_due_ns;
     uint64_t n_copies, n_forwarded;
@@ -88,6 +95,10 @@ int sim_device_open(struct sim_device *device, const struct ll_backend_options *
                     const struct ll_model_shape *shape, struct ll_backend_caps *caps);
 void sim_device_close(struct sim_device *device);
 const struct ll_backend *sim_device_backend(void);
+
+/* grid.c: Z6; the device's on_submit and on_copy, context the world */
+void sim_grid_submit(void *context, const struct ll_batch *batch);
+void sim_grid_copy(void *context, const struct ll_copy *copy);
 
 /* ---- clients ----------------------------------------------------------------------------------*/
 enum sim_kind {

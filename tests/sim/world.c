@@ -45,6 +45,7 @@ static struct ll_engine_options engine_options(struct sim_world *w)
                    .stall_ns = k->stall_ns,
                    .has_prefix_cache = k->has_prefix_cache,
                    .is_deterministic = k->always_swaps,
+                   .n_grid = k->n_grid,
                    .max_itl_ns = k->max_itl_ns},
         .gate = {.n_vocab = k->n_vocab,
                  .context_max = k->context_max,
@@ -89,6 +90,10 @@ static int open_engine(struct sim_world *w)
 
     w->device = (struct sim_device){
         .now_ns = &w->now_ns, .step_ns = step_ns, .context = w, .copy_ns = k->copy_ns};
+    if (k->n_grid != 0) {
+        w->device.on_submit = sim_grid_submit;
+        w->device.on_copy = sim_grid_copy;
+    }
     int rc = sim_device_open(&w->device, &bo, &shape, &eo.caps);
     if (rc < 0)
         return rc;
