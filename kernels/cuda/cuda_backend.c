@@ -2,8 +2,8 @@
 /* kernels/cuda/cuda_backend.c - the CUDA backend: open, the memory plan, close, the table of calls.
  *
  * extra: "weights=fp8" makes dummy weights e4m3; "source=fp8" says that most of what will be fed
- * is, for the memory plan; "device=N" picks a GPU; "skinny=0" leaves all products to cuBLASLt;
- * "graph=0" launches kernel by kernel. */
+ * is, for the memory plan; "device=N" picks a GPU; "skinny=0" leaves all products to cuBLASLt,
+ * "wgmma=0" those of more than a few tokens; "graph=0" launches kernel by kernel. */
 #include "kernels/cuda/tp.h"
 
 #include "base/bits.h"
@@ -223,6 +223,13 @@ static void skinny_sizes(const struct ll_device *d, size_t *partial_bytes, size_
         *partial_bytes =
             ll_max_u64(*partial_bytes, ll_cuda_skinny_partial_bytes(shapes[i][0], shapes[i][1]));
         *n_arrived = ll_max_u64(*n_arrived, shapes[i][0] / 64 + 1);
+        for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
+            size_t bytes, n;
+            ll_cuda_skinny_wgmma_room(shapes[i][0], shapes[i][1], is_fp8,
+                                      LL_SKINNY_WGMMA_TOKENS_MAX, &bytes, &n);
+            *partial_bytes = ll_max_u64(*partial_bytes, bytes);
+            *n_arrived = ll_max_u64(*n_arrived, n);
+        }
     }
 }
 
@@ -457,6 +464,7 @@ int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *o
         ll_cuda_rank_vocab(tp != NULL ? &tp->whole : shape, tp != NULL ? tp->n_parts : 1);
     d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
     d->has_skinny = !options->is_deterministic && !has_option(options->extra, "skinny=0");
+    d->has_wgmma = d->has_skinny && !has_option(options->extra, "wgmma=0");
     d->activation_max = options->activation_max > 0 ? options->activation_max : INFINITY;
     d->has_graphs = !has_option(options->extra, "graph=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;

@@ -57,6 +57,17 @@ static bool is_skinny(const struct ll_device *d, const struct ll_cuda_linear *l,
            ll_cuda_skinny_fits(&args);
 }
 
+/* The most tokens for which our product by warpgroups is faster than cuBLASLt's, as measured on an
+ * H200 (kernels/README.md): more where K is long; on bf16 weights only where they are small. */
+static uint32_t wgmma_tokens(const struct ll_cuda_linear *l)
+{
+    if (l->block != NULL)
+        return 0;
+    if (l->dtype != LL_DTYPE_E4M3)
+        return l->rows <= 4096 && l->cols <= 4096 ? 32 : 0;
+    return l->cols >= l->rows ? 128 : 64;
+}
+
 static enum ll_gemm_kind kind_of(const struct ll_device *d, const struct ll_cuda_linear *l)
 {
     if (l->dtype != LL_DTYPE_E4M3)
@@ -112,6 +123,23 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
     if (l->block != NULL && t <= BLOCK_PASSES_MAX * LL_SKINNY_TOKENS_MAX &&
         is_skinny(d, l, LL_SKINNY_TOKENS_MAX))
         return skinny_passes(d, l, y, x, t, error);
+    const struct ll_skinny_wgmma_args few = {
+        .y = y,
+        .x = x,
+        .w = l->w,
+        .x_scale = x_scale,
+        .w_scale = l->scale,
+        .partial = d->skinny_partial,
+        .arrived = d->skinny_arrived,
+        .n_tokens = t,
+        .n = l->rows,
+        .k = l->cols,
+        .is_fp8 = l->dtype == LL_DTYPE_E4M3,
+    };
+    if (d->has_wgmma && t <= wgmma_tokens(l) && ll_cuda_skinny_wgmma_fits(&few))
+        return ll_cuda_skinny_wgmma(&few, d->stream) < 0
+                   ? ll_cuda_fail(error, "skinny product", cudaGetLastError())
+                   : 0;
     const struct ll_gemm_args args = {
         .kind = kind_of(d, l),
         .y = y,

@@ -14,6 +14,7 @@
 #include "kernels/cuda/gemm_lt.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/skinny.h"
+#include "kernels/cuda/skinny_wgmma.h"
 
 #include <cuda_runtime_api.h>
 
@@ -99,6 +100,7 @@ struct ll_device { /* a whole model's, or of one part of it (tp.h) */
     float *skinny_partial;
     uint32_t *skinny_arrived;
     bool has_skinny;        /* off for comparison: extra "skinny=0" */
+    bool has_wgmma;         /* likewise */
     bool has_graphs;        /* off for comparison and tools: extra "graph=0" */
     void *widened;          /* e4m3 weights as bf16, a piece at a time: 8.0, block scales */
     unsigned char *convert; /* staging of a conversion */

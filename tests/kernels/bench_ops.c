@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/kernels/bench_ops.c - time of single CUDA operations at the 8B's shapes.
  *
- *   bench_ops [--json]
+ *   bench_ops [--json] [--products]    (products for up to 256 tokens alone)
  *
  * Each line: us, GB/s or TFLOP/s, and the share of a limit measured in the same run: reading
  * memory, or a large product of that type through cuBLASLt. A graph of several launches, over
@@ -11,6 +11,7 @@
 #include "kernels/cuda/gemm_lt.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/skinny.h"
+#include "kernels/cuda/skinny_wgmma.h"
 #include "tests/kernels/gpu.h"
 
 #include <math.h>
@@ -246,6 +247,52 @@ static void bench_skinny(void)
             }
 }
 
+static int launch_wide(const void *args, uint32_t turn, cudaStream_t s)
+{
+    struct ll_skinny_wgmma_args a = *(const struct ll_skinny_wgmma_args *)args;
+
+    a.w = turn_part(turn, (size_t)a.n * a.k * (a.is_fp8 ? 1 : 2));
+    return ll_cuda_skinny_wgmma(&a, s);
+}
+
+/* Our own by warpgroups beside cuBLASLt's best plan, the 8B's and the 70B's matrices. */
+static void bench_wide(void)
+{
+    static const uint32_t counts[] = {8, 16, 32, 64, 128, 256};
+    static const struct {
+        const char *name;
+        uint32_t n, k;
+    } shapes[] = {{"8B qkv", 6144, 4096},       {"8B o", 4096, 4096},
+                  {"8B gate-up", 28672, 4096},  {"8B down", 4096, 14336},
+                  {"70B qkv", 10240, 8192},     {"70B o", 8192, 8192},
+                  {"70B gate-up", 57344, 8192}, {"70B down", 8192, 28672}};
+    char name[64];
+
+    for (int fp8 = 1; fp8 >= 0; fp8--)
+        for (size_t p = 0; p < (fp8 ? 8 : 4); p++)
+            for (size_t i = 0; i < 6; i++) {
+                const uint32_t t = counts[i], n = shapes[p].n, k = shapes[p].k;
+                const double bytes = (double)n * k * (fp8 ? 1 : 2);
+                const char *type = fp8 ? "e4m3" : "bf16";
+                const struct ll_skinny_wgmma_args args = {.y = b.wide,
+                                                          .x = b.x,
+                                                          .x_scale = b.scale,
+                                                          .w_scale = b.w_scale,
+                                                          .partial = b.partial,
+                                                          .arrived = b.arrived,
+                                                          .n_tokens = t,
+                                                          .n = n,
+                                                          .k = k,
+                                                          .is_fp8 = fp8};
+                if (!ll_cuda_skinny_wgmma_fits(&args))
+                    continue;
+                snprintf(name, sizeof(name), "wgmma %s %s, %u tokens", type, shapes[p].name, t);
+                report(name, time_launches(launch_wide, &args, LAUNCHES), bytes, 0, 0);
+                snprintf(name, sizeof(name), "cuBLASLt %s %s, %u tokens", type, shapes[p].name, t);
+                report(name, time_gemm(fp8 ? LL_GEMM_FP8 : LL_GEMM_BF16, t, n, k), bytes, 0, 0);
+            }
+}
+
 struct rows {
     uint32_t t, n;
 };
@@ -475,7 +522,11 @@ static void bench_idle(void)
 
 int main(int argc, char **argv)
 {
-    is_json = argc > 1 && strcmp(argv[1], "--json") == 0;
+    bool is_products = false;
+    for (int i = 1; i < argc; i++) {
+        is_json |= strcmp(argv[i], "--json") == 0;
+        is_products |= strcmp(argv[i], "--products") == 0;
+    }
     int n_devices = 0;
     if (cudaGetDeviceCount(&n_devices) != cudaSuccess || n_devices == 0) {
         printf("no GPU\n");
@@ -513,10 +564,16 @@ int main(int argc, char **argv)
                    : "%s: reads %.0f GB/s, products bf16 %.0f, e4m3 %.0f TFLOP/s\n",
            p.name, read_gb_s, bf16_tflops, fp8_tflops);
 
+    if (is_products) {
+        bench_wide();
+        ll_gemm_close(&gemm);
+        return 0;
+    }
     bench_idle();
     report("empty kernel, the same in a stream", time_launches(launch_nothing, NULL, 64), 0, 0, 0);
     bench_rows();
     bench_skinny();
+    bench_wide();
     bench_cublas();
     bench_attention("decode attention, 1 x 1024", 1, 1024, 0, false);
     bench_attention("decode attention, 1 x 32768", 1, 32768, 0, false);

@@ -5,6 +5,7 @@
 #include "kernels/cpu/inner.h"
 #include "kernels/cuda/gemm_lt.h"
 #include "kernels/cuda/skinny.h"
+#include "kernels/cuda/skinny_wgmma.h"
 #include "tests/kernels/cuda_ops.h"
 
 struct product { /* y[t, n] = x_scale[t] w_scale[n] sum_k x[t, k] w[n, k], values widened */
@@ -398,6 +399,137 @@ static void our_bf16_product_is_right_and_each_row_alone(void **state)
     check_skinny_shapes(false, false, true, false);
 }
 
+/* ---- our own by warpgroups, up to 256 tokens
+ * ----------------------------------------------------*/
+struct wide_case {
+    uint32_t n, k, n_tokens; /* n_tokens: the most */
+    bool is_fp8;
+    struct ll_skinny_wgmma_args args;
+    size_t n_arrived;
+};
+
+/* Runs args with t tokens from row first on; host copies of t_max rows, those past t untouched. */
+static unsigned char *run_wide(const struct wide_case *c, uint32_t first, uint32_t t)
+{
+    struct ll_skinny_wgmma_args a = c->args;
+    const size_t row_bytes = (size_t)c->n * 2, all = (c->n_tokens + 1) * row_bytes;
+
+    a.x = (const unsigned char *)a.x + (size_t)first * c->k * (c->is_fp8 ? 1 : 2);
+    a.x_scale = c->is_fp8 ? a.x_scale + first : NULL;
+    a.n_tokens = t;
+    dev_poison(a.y, all);
+    launched_ok(ll_cuda_skinny_wgmma(&a, 0), "by warpgroups");
+    unsigned char *got = dev_get(a.y, all);
+    for (size_t i = t * row_bytes; i < all; i++)
+        if (got[i] != 0xff)
+            fail_msg("T %u N %u K %u: row %zu was written", t, c->n, c->k, i / row_bytes);
+    return got;
+}
+
+/* Right for the most tokens; the same bits for every smaller number, for every row alone and in
+ * every repeat; the counters are zero again. */
+static void check_wide(uint32_t N, uint32_t K, uint32_t T, bool is_fp8)
+{
+    struct wide_case c = {.n = N, .k = K, .n_tokens = T, .is_fp8 = is_fp8};
+    const size_t n_x = (size_t)T * K, n_w = (size_t)N * K, row_bytes = (size_t)N * 2;
+    uint8_t *x8 = NULL, *w8 = NULL;
+    uint16_t *x16 = NULL, *w16 = NULL;
+    float *x_wide, *w_wide, *sx = random_scales(T), *sw = random_scales(N);
+    size_t partial_bytes;
+
+    ll_cuda_skinny_wgmma_room(N, K, is_fp8, T, &partial_bytes, &c.n_arrived);
+    if (is_fp8) {
+        x8 = random_e4m3s(n_x);
+        memset(x8 + (T > 1 ? K : 0), 0, T > 1 ? K : 0); /* a row of zeros */
+        x_wide = values_of(x8, n_x);
+        w_wide = values_of(w8 = random_e4m3s(n_w), n_w);
+    } else {
+        x_wide = widened(x16 = random_bf16s(n_x, 1), n_x);
+        w_wide = widened(w16 = random_bf16s(n_w, 0.1f), n_w);
+    }
+    c.args = (struct ll_skinny_wgmma_args){
+        .y = dev_new((T + 1) * row_bytes),
+        .x = is_fp8 ? dev_copy(x8, n_x) : dev_copy(x16, n_x * 2),
+        .w = is_fp8 ? dev_copy(w8, n_w) : dev_copy(w16, n_w * 2),
+        .x_scale = dev_copy(sx, T * 4),
+        .w_scale = dev_copy(sw, N * 4),
+        .partial = dev_new(partial_bytes),
+        .arrived = dev_zero(c.n_arrived * 4),
+        .n = N,
+        .k = K,
+        .is_fp8 = is_fp8,
+    };
+    unsigned char *all = run_wide(&c, 0, T);
+    float *y = widened((const uint16_t *)(const void *)all, (size_t)T * N);
+    const struct product p = {.t = T,
+                              .n = N,
+                              .k = K,
+                              .x = x_wide,
+                              .w = w_wide,
+                              .x_scale = is_fp8 ? sx : NULL,
+                              .w_scale = is_fp8 ? sw : NULL};
+    check_product(&p, y, 4e-3, is_fp8 ? 0x1p-7 : 0x1p-8, "by warpgroups");
+    for (uint32_t t = 1; t < T; t += is_quick() ? 15 : 1) {
+        unsigned char *got = run_wide(&c, 0, t);
+        if (memcmp(got, all, t * row_bytes) != 0)
+            fail_msg("N %u K %u: %u tokens give other bits than %u", N, K, t, T);
+        free(got);
+    }
+    for (uint32_t t = 0; t < T; t += is_quick() ? 15 : 1) {
+        unsigned char *got = run_wide(&c, t, 1);
+        if (memcmp(got, all + t * row_bytes, row_bytes) != 0)
+            fail_msg("N %u K %u: row %u alone has other bits than among %u", N, K, t, T);
+        free(got);
+    }
+    for (int i = 0; i < (is_quick() ? 3 : 100); i++) {
+        unsigned char *got = run_wide(&c, 0, T);
+        assert_memory_equal(got, all, T * row_bytes);
+        free(got);
+    }
+    uint32_t *left = dev_get(c.args.arrived, c.n_arrived * 4);
+    for (size_t i = 0; i < c.n_arrived; i++)
+        assert_int_equal(left[i], 0);
+    free(left);
+    free(all);
+    free(y);
+    free(x8);
+    free(w8);
+    free(x16);
+    free(w16);
+    free(x_wide);
+    free(w_wide);
+    free(sx);
+    free(sw);
+    dev_end();
+}
+
+static void check_wide_shapes(bool is_fp8)
+{
+    if (level < 90)
+        skip();
+    check_wide(16, 128, 256, is_fp8);   /* one block of K, most rows beyond the end */
+    check_wide(144, 384, 256, is_fp8);  /* two tiles */
+    check_wide(1040, 640, 256, is_fp8); /* a range a block */
+    check_wide(272, 14336, 33, is_fp8); /* many ranges a tile */
+    if (!is_quick()) {
+        check_wide(6144, 1024, 65, is_fp8); /* ranges begin and end inside tiles */
+        check_wide(18960, 384, 17, is_fp8); /* whole tiles inside a range */
+        check_wide(4096, 4096, 16, is_fp8);
+    }
+}
+
+static void our_e4m3_product_by_warpgroups_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_wide_shapes(true);
+}
+
+static void our_bf16_product_by_warpgroups_is_right_and_each_row_alone(void **state)
+{
+    (void)state;
+    check_wide_shapes(false);
+}
+
 static void shapes_that_do_not_fit_are_refused(void **state)
 {
     const struct ll_skinny_args bad[] = {{.n_tokens = 9, .n = 64, .k = 128, .is_fp8 = true},
@@ -408,6 +540,15 @@ static void shapes_that_do_not_fit_are_refused(void **state)
     for (size_t i = 0; i < 3; i++) {
         assert_false(ll_cuda_skinny_fits(&bad[i]));
         assert_int_equal(ll_cuda_skinny(&bad[i], 0), -EINVAL);
+    }
+    const struct ll_skinny_wgmma_args wide[] = {
+        {.n_tokens = 257, .n = 64, .k = 128, .is_fp8 = true},
+        {.n_tokens = 9, .n = 72, .k = 128, .is_fp8 = true},
+        {.n_tokens = 9, .n = 64, .k = 192, .is_fp8 = true},
+        {.n_tokens = 9, .n = 64, .k = 64}};
+    for (size_t i = 0; i < 4; i++) {
+        assert_false(ll_cuda_skinny_wgmma_fits(&wide[i]));
+        assert_int_equal(ll_cuda_skinny_wgmma(&wide[i], 0), -EINVAL);
     }
 }
 
@@ -423,6 +564,8 @@ int main(void)
         cmocka_unit_test(our_gated_product_is_right_and_each_row_alone),
         cmocka_unit_test(our_product_with_block_scales_is_right_and_each_row_alone),
         cmocka_unit_test(our_bf16_product_is_right_and_each_row_alone),
+        cmocka_unit_test(our_e4m3_product_by_warpgroups_is_right_and_each_row_alone),
+        cmocka_unit_test(our_bf16_product_by_warpgroups_is_right_and_each_row_alone),
         cmocka_unit_test(shapes_that_do_not_fit_are_refused),
     };
     struct ll_text error = {""};
