@@ -270,7 +270,8 @@ struct ll_backend {
      * this dtype or shape cannot be used. */
     int (*want)(struct ll_device *device, const struct ll_tensor *tensor, struct ll_span *spans,
                 uint32_t n_max, struct ll_text *error);
-    /* Lets the device copy straight from [base, base + size). */
+    /* Lets the device copy straight from [base, base + size), until seal, close, or another call;
+     * size 0 ends it. */
     int (*pin)(struct ll_device *device, void *base, size_t size_bytes, struct ll_text *error);
     /* Takes bytes [offset, offset + n) of a tensor for a rank into weight set `weights`. data may be
      * reused when fed(*ticket) says so. Pieces may come in any order and of any size. */

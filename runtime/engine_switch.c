@@ -44,7 +44,7 @@ void ll_engine_begin_switch(struct ll_engine *engine, struct ll_weights_switch *
     LL_ASSERT(engine->switching == NULL);
     LL_ASSERT(to->epoch > engine->scheduler.weights_epoch);
     engine->switching = to;
-    engine->switch_since_ns = ll_engine_clock_ns(engine);
+    engine->switch_since_ns = engine->now_ns; /* of this turn, as go_on_switching()'s */
     engine->is_switch_over = false;
     to->n_left = 0;
     if (engine->is_draining)

@@ -462,6 +462,8 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
         if (rc < 0)
             backend_error(load, rc, "sealing the weights failed", "", &error);
     }
+    if (rc < 0 && load->staging != NULL && backend->pin != NULL)
+        backend->pin(device, NULL, 0, &error); /* no seal has ended it */
     if (load->staging != NULL)
         munmap(load->staging, load->staging_bytes);
     ll_load_plan_free(&load->plan);

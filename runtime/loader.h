@@ -6,8 +6,8 @@
  * takes the pieces of those that are full. With quantize_fp8 linears that are not FP8 become it on
  * the way, row by row (fp8.h): the backend is asked for, and fed, e4m3 and scales.
  * With a checksum each chunk is hashed by a second thread before the backend gets it
- * (loader_hash.h). The staging memory that pin() was given is the loader's: it is gone when
- * ll_loader_run() returns, so a backend forgets its pins in seal or close. */
+ * (loader_hash.h). The staging memory that pin() was given is the loader's and gone when
+ * ll_loader_run() returns; the seal, or after a failure another pin(), has ended that. */
 #ifndef RUNTIME_LOADER_H
 #define RUNTIME_LOADER_H
 
@@ -29,7 +29,7 @@ struct ll_load_options {
     const struct ll_reader_faults *faults; /* NULL but in tests */
     ll_load_callback *callback;            /* NULL: none */
     void *context;
-    uint64_t *seal_ns;                     /* NULL, or where to say how long sealing took */
+    uint64_t *seal_ns; /* NULL, or where to say how long sealing took */
 };
 
 /* Reads every wanted byte of checkpoint into weight set `weights` and seals it. The error text

@@ -72,8 +72,8 @@ int ll_tokenizer_print(struct ll_tokenizer_print *out, const char *directory)
 static int differs(const char *directory, const char *what, double new_value, double value)
 {
     return LL_ERR(LL_E_INVAL,
-                  "%s: %s is %.10g, that of the model that serves is %.10g: a reload keeps the "
-                  "shape; stop llringd and start it with the new model",
+                  "%s: %s is %.10g, that of the model that serves is %.10g: a reload cannot change "
+                  "that; stop llringd and start it with the new model",
                   ll_path_tail(directory), what, new_value, value);
 }
 
@@ -120,6 +120,10 @@ static int check_weights(const struct ll_setup *setup, const struct ll_checkpoin
     uint64_t reserved = ll_setup_weights_bytes(setup, &setup->checkpoint);
     uint64_t needed = ll_setup_weights_bytes(setup, new);
 
+    if (new->activation_bound < setup->checkpoint.activation_bound ||
+        new->activation_bound > setup->checkpoint.activation_bound)
+        return differs(new->directory, "activation_scale_ub", (double)new->activation_bound,
+                       (double)setup->checkpoint.activation_bound);
     if (is_fp8 != gets_fp8)
         return LL_ERR(LL_E_INVAL,
                       "%s: its linear layers are %s, those of the model that serves are %s: the "

@@ -526,6 +526,7 @@ int ll_server_run(const struct ll_config *config)
     server->tokimage = (struct ll_tokimage){.file = -1, .errors = -1};
     server->phase_ns = ll_now_ns();
     hide_memory();
+    tzset(); /* the first line of the log would, with allocations, perhaps after READY */
     ll_crashes_guard_thread();
     ll_control_block_signals();
 

@@ -15,6 +15,7 @@ static void open_rig(const struct rig_config *config)
     struct rig_config c = *config;
 
     c.n_weights = 2;
+    c.tick_ns = 1;
     c.checks = true;
     rig_open(&rig, &c);
     answered = 0;
@@ -46,6 +47,7 @@ static void turn(void)
 {
     struct ll_mail mail;
     bool was_quiet = rig.engine.n_submitted == rig.engine.n_polled;
+    uint64_t begin_ns = rig.now_ns;
 
     assert_true(rig_turn(&rig) >= 0);
     while (ll_mailbox_take(&rig.to_control, &mail)) {
@@ -57,7 +59,7 @@ static void turn(void)
         answered = (int)(int64_t)mail.value;
         if (answered == 0) {
             assert_true(rig.n_switches < LL_COUNT(rig.switches));
-            rig.switches[rig.n_switches++] = (struct rig_switch){rig.now_ns, n_asked};
+            rig.switches[rig.n_switches++] = (struct rig_switch){begin_ns, n_asked};
         }
     }
     for (uint32_t i = 0; i < rig.c.n_clients; i++)

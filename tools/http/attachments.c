@@ -37,6 +37,54 @@ static uint64_t text_key(const struct server *server, const struct link *link)
     return siphash(server->secret, facts, sizeof(facts));
 }
 
+const struct link_model *link_model(const struct link *link)
+{
+    /* Acquire, pairs with the release in take_model(): the model before the pointer. */
+    return atomic_load_explicit(&link->model, memory_order_acquire);
+}
+
+/* What the runtime says of itself becomes the latest model. false: no memory, the last one stays.
+ */
+static bool take_model(struct link *link, const struct ll_client_info *info)
+{
+    struct link_model *model = calloc(1, sizeof(*model));
+
+    if (model == NULL)
+        return false;
+    *model = (struct link_model){.older = link_model(link),
+                                 .weights_epoch = info->weights_epoch,
+                                 .temperature = info->temperature,
+                                 .top_p = info->top_p,
+                                 .min_p = info->min_p,
+                                 .repetition_penalty = info->repetition_penalty,
+                                 .top_k = info->top_k};
+    snprintf(model->name, sizeof(model->name), "%s", info->model);
+    atomic_store_explicit(&link->model, model, memory_order_release);
+    return true;
+}
+
+void link_refresh(struct link *link)
+{
+    struct ll_client_info now = {.struct_bytes = sizeof(now)};
+
+    if (ll_client_info(link->client, &now) < 0 ||
+        now.weights_epoch == link_model(link)->weights_epoch)
+        return;
+    if (take_model(link, &now))
+        ll_info("the runtime at %s has other weights now: model %s", link->runtime->name,
+                link_model(link)->name);
+}
+
+static void free_models(struct link *link)
+{
+    const struct link_model *model = link_model(link), *older;
+
+    for (; model != NULL; model = older) {
+        older = model->older;
+        free((void *)(uintptr_t)model);
+    }
+}
+
 struct link *link_open(const struct server *server, struct runtime *runtime, int *code)
 {
     const struct ll_client_options options = {
@@ -62,8 +110,11 @@ struct link *link_open(const struct server *server, struct runtime *runtime, int
     if (rc == 0 && link->info.tokenizer != NULL)
         rc = ll_tokenizer_from_image(&link->tokenizer, link->info.tokenizer,
                                      link->info.tokenizer_bytes);
+    if (rc == 0 && !take_model(link, &link->info))
+        rc = LL_ERR(-ENOMEM, "no memory for an attachment");
     if (rc < 0) {
         *code = rc;
+        ll_tokenizer_free(link->tokenizer);
         ll_client_close(link->client);
         free(link);
         return NULL;
@@ -88,6 +139,7 @@ void link_release(struct link *link)
         return;
     ll_tokenizer_free(link->tokenizer);
     ll_client_close(link->client);
+    free_models(link);
     free(link);
 }
 
@@ -144,7 +196,7 @@ static void say_attached(const struct attachment *at, bool is_again)
         server_say_hello(server, at->link);
     else if (loop->index == 0 && (is_again || server->n_runtimes > 1))
         ll_info("attached to the runtime%s: model %s at %s", is_again ? " again" : "",
-                at->link->info.model, at->link->runtime->name);
+                link_model(at->link)->name, at->link->runtime->name);
 }
 
 /* V4. */
@@ -173,7 +225,7 @@ static void attach(struct attachment *at, struct runtime *runtime, uint64_t now_
             text, sizeof(text),
             "the runtime at %s serves model %s, with another tokenizer or chat format than the "
             "others: it is not used",
-            runtime->name, link->info.model);
+            runtime->name, link_model(link)->name);
         at->next_try_ns = now_ns + TRY_SILENT_NS;
         link_release(link);
         link = NULL;

@@ -8,7 +8,7 @@ static const char *served_name(const struct work *work)
 {
     const struct option_texts *names = &work->loop->server->options.served_names;
 
-    return names->n > 0 ? names->text[0] : work->link->info.model;
+    return names->n > 0 ? names->text[0] : link_model(work->link)->name;
 }
 
 /* "model" may be left out; another model's name is a mistake worth telling. */
@@ -25,8 +25,11 @@ static int check_model(const json_t *root, struct work *work)
     for (uint32_t i = 0; i < names->n; i++)
         if (strcmp(names->text[i], name) == 0)
             return 0;
-    if (names->n == 0 && strcmp(name, work->link->info.model) == 0)
-        return 0;
+    /* Names from before a reload go on working: their users learn nothing but a pause. */
+    for (const struct link_model *m = link_model(work->link); names->n == 0 && m != NULL;
+         m = m->older)
+        if (strcmp(name, m->name) == 0)
+            return 0;
     return api_fail(&work->error, 404, "model",
                     "The model `%.100s` does not exist. This server has `%.100s`.", name,
                     served_name(work));

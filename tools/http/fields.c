@@ -319,16 +319,16 @@ static void refuse_constraints(struct reader *r, enum api api)
 
 static void read_sampling(struct reader *r, const struct link *link, struct params *out)
 {
-    const struct ll_client_info *info = &link->info;
+    const struct link_model *model = link_model(link);
 
     out->n = (uint32_t)read_int(r, "n", 1, 128, 1);
-    out->temperature = read_float(r, "temperature", 0, 2, false, info->temperature);
-    out->top_p = read_float(r, "top_p", 0, 1, true, info->top_p);
-    out->min_p = read_float(r, "min_p", 0, 1, false, info->min_p);
-    int64_t top_k = read_int(r, "top_k", -1, UINT32_MAX, info->top_k);
+    out->temperature = read_float(r, "temperature", 0, 2, false, model->temperature);
+    out->top_p = read_float(r, "top_p", 0, 1, true, model->top_p);
+    out->min_p = read_float(r, "min_p", 0, 1, false, model->min_p);
+    int64_t top_k = read_int(r, "top_k", -1, UINT32_MAX, model->top_k);
     out->top_k = top_k < 0 ? 0 : (uint32_t)top_k;
     out->repetition_penalty =
-        read_float(r, "repetition_penalty", 0, 10, true, info->repetition_penalty);
+        read_float(r, "repetition_penalty", 0, 10, true, model->repetition_penalty);
     out->frequency_penalty = read_float(r, "frequency_penalty", -2, 2, false, 0);
     out->presence_penalty = read_float(r, "presence_penalty", -2, 2, false, 0);
     int64_t seed = read_int(r, "seed", INT64_MIN, INT64_MAX, -1);
@@ -344,7 +344,7 @@ static void read_sampling(struct reader *r, const struct link *link, struct para
     read_bias(r, link, out);
     if (out->n > 1 && out->temperature == 0)
         fail(r, "n", "must be 1 where temperature is 0: every choice would be the same");
-    if (out->n > info->n_max)
+    if (out->n > link->info.n_max)
         fail(r, "n", "is more than this runtime takes: give it more --max-num-seqs");
     if (read_int(r, "best_of", 1, 128, out->n) != out->n)
         fail(r, "best_of", "other than n is not supported: ask for n and choose yourself");

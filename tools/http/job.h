@@ -68,8 +68,9 @@ struct job {
     struct loop *loop;
     struct job *next, *prev, *next_waiting;
     bool is_waiting;
-    struct conn *conn; /* NULL: the client left, or has its answer */
-    struct link *link; /* it was read with; its requests may go over others */
+    struct conn *conn;              /* NULL: the client left, or has its answer */
+    struct link *link;              /* it was read with; its requests may go over others */
+    const struct link_model *model; /* of that link, then */
     enum api api;
     const struct reply_words *words; /* of that API */
     json_t *root;

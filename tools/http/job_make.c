@@ -220,6 +220,7 @@ struct job *job_new(json_t *root, enum api api, struct link *link, uint32_t tena
     job->api = api;
     job->words = words[api];
     job->link = link_hold(link);
+    job->model = link_model(link);
     job->tenant = tenant;
     if (api == API_RESPONSES && begin_response(job, error) < 0)
         goto fail;

@@ -152,7 +152,9 @@ static bool is_gauge(const char *name)
     if (strcmp(name, "prompt_tokens_cached") == 0)
         return false;
     if (strncmp(name, "gpu_", 4) == 0 ||
-        strncmp(name, "start_", 6) == 0) /* states, and spans of one start */
+        strncmp(name, "start_", 6) == 0 ||  /* states, and spans of one start */
+        strncmp(name, "reload_", 7) == 0 || /* of the one under way */
+        strcmp(name, "weights_set") == 0)
         return true;
     for (size_t k = 0; k < sizeof(ends) / sizeof(ends[0]); k++) {
         size_t n_end = strlen(ends[k]);
@@ -284,7 +286,7 @@ static void write_alias(struct buffer *out, const struct loop *loop, const struc
     buffer_text(&labels, "model_name=");
     buffer_json_text(&labels, server->options.served_names.n > 0
                                   ? server->options.served_names.text[0]
-                                  : (loop->link != NULL ? loop->link->info.model : ""));
+                                  : (loop->link != NULL ? link_model(loop->link)->name : ""));
     buffer_put(&labels, "", 1);
     for (size_t i = 0; !labels.has_failed && i < sizeof(engine_figures) / sizeof(engine_figures[0]);
          i++)

@@ -207,7 +207,7 @@ int prompt_from_chat(const json_t *root, const json_t *tools, const struct link 
         return api_fail(error, 400, NULL,
                         "model %s has no chat format: use /v1/completions, or name one at the "
                         "runtime with --chat-template",
-                        link->info.model);
+                        link_model(link)->name);
     if (!json_is_array(list) || json_array_size(list) == 0)
         return api_fail(error, 400, "messages", "`messages` must be an array of messages");
     for (size_t i = 0; i < json_array_size(list) && rc == 0; i++)
@@ -241,7 +241,7 @@ int prompt_from_text(const char *text, size_t n_text, bool adds_special, const s
     if (link->tokenizer == NULL)
         return api_fail(error, 400, "prompt",
                         "model %s has no tokenizer: send token ids instead of text",
-                        link->info.model);
+                        link_model(link)->name);
     size_t n_max = n_text + 1;
     uint32_t *ids = calloc(n_max, sizeof(*ids));
     if (ids == NULL)

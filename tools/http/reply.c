@@ -73,7 +73,7 @@ const char *served_name_of(const struct job *job)
 {
     const struct option_texts *names = &job->loop->server->options.served_names;
 
-    return names->n > 0 ? names->text[0] : job->link->info.model;
+    return names->n > 0 ? names->text[0] : job->model->name;
 }
 
 void write_head(struct buffer *out, const struct job *job, const char *object)

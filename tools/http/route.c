@@ -249,6 +249,8 @@ void route(struct conn *conn)
     const struct route *of = find_route(conn);
     struct loop *loop = conn->loop;
 
+    if (loop->link != NULL)
+        link_refresh(loop->link);
     if (conn->parser.method == HTTP_OPTIONS) {
         answer_options(conn);
         return;
@@ -295,7 +297,7 @@ static void write_model(struct buffer *out, const struct conn *conn, const char 
     buffer_json_text(out, name);
     buffer_printf(out, ",\"object\":\"model\",\"created\":%llu,\"owned_by\":\"llring\",\"root\":",
                   (unsigned long long)server->start_time);
-    buffer_json_text(out, conn->loop->link->info.model);
+    buffer_json_text(out, link_model(conn->loop->link)->name);
     buffer_printf(out, ",\"parent\":null,\"max_model_len\":%u,\"permission\":[]}",
                   conn->loop->link->info.context_max);
 }
@@ -339,7 +341,7 @@ static void get_models(struct conn *conn)
     else
         buffer_text(&out, "{\"object\":\"list\",\"data\":[");
     for (uint32_t i = 0; i < ll_max_u64(names->n, 1); i++) {
-        const char *name = names->n > 0 ? names->text[i] : conn->loop->link->info.model;
+        const char *name = names->n > 0 ? names->text[i] : link_model(conn->loop->link)->name;
         if (wants_one && strcmp(name, asked) != 0)
             continue;
         if (n_found++ > 0)

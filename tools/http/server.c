@@ -162,7 +162,7 @@ static int open_unix(struct server *server)
 void server_say_hello(const struct server *server, const struct link *link)
 {
     const struct option_texts *names = &server->options.served_names;
-    const char *model = names->n > 0 ? names->text[0] : link->info.model;
+    const char *model = names->n > 0 ? names->text[0] : link_model(link)->name;
     const char *host = server->options.host;
     char url[300];
 

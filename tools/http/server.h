@@ -70,8 +70,19 @@ struct runtime {
     _Atomic uint32_t n_open, n_others; /* requests: of all our loops; of others, as last told */
 };
 
+/* What a runtime changes when it reloads (ll_client_info()). It is never written again: the next
+ * one takes its place, and all live as long as the link. */
+struct link_model {
+    const struct link_model *older; /* NULL: the first */
+    uint64_t weights_epoch;
+    char name[128];
+    float temperature, top_p, min_p, repetition_penalty; /* default sampling */
+    uint32_t top_k;
+};
+
 struct link {
     _Atomic uint32_t n_refs;
+    _Atomic(const struct link_model *) model; /* link_model() */
     struct runtime *runtime;
     uint64_t text_key; /* equal: the same tokenizer, chat format and end ids */
     struct ll_client *client;
@@ -83,6 +94,10 @@ struct link {
 struct link *link_open(const struct server *server, struct runtime *runtime, int *code);
 struct link *link_hold(struct link *link);
 void link_release(struct link *link);
+/* The latest; any thread. */
+const struct link_model *link_model(const struct link *link);
+/* Looks whether the runtime has reloaded, at no cost worth speaking of; the loop's thread. */
+void link_refresh(struct link *link);
 
 /* ---- connections ------------------------------------------------------------------------------*/
 enum conn_state {

@@ -6,6 +6,6 @@
 #include "tools/common/options.h"
 
 extern const struct command command_serve, command_chat, command_complete, command_batch,
-    command_bench, command_status, command_check;
+    command_bench, command_status, command_reload, command_check;
 
 #endif

@@ -10,8 +10,8 @@
 #include <string.h>
 
 static const struct command *const commands[] = {
-    &command_serve,  &command_chat,  &command_complete, &command_batch,    &command_bench,
-    &command_status, &command_check, &command_inspect,  &command_quantize,
+    &command_serve,  &command_chat,   &command_complete, &command_batch,   &command_bench,
+    &command_status, &command_reload, &command_check,    &command_inspect, &command_quantize,
 };
 
 static int print_help(void)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tools/llring/status.c - `llring status`: what the runtime is and what it has done, read from
- * shared memory without asking it. */
+ * shared memory without asking it; of its reloads, which it tells to its owner only, what the admin
+ * socket says, if it may be asked. */
+#include "tools/llring/admin.h"
 #include "tools/llring/commands.h"
 #include "tools/llring/connection.h"
 #include "tools/llring/terminal.h"
@@ -43,7 +45,42 @@ static const char *in_units(const char *name, uint64_t value, char *buffer, size
     return buffer;
 }
 
-static void print_table(const struct connection *connection, const struct ll_stat *stats, int n)
+/* NULL: it is not ours to ask, or there is no second set. */
+static json_t *ask_reload(const struct status_options *o)
+{
+    const struct admin_options where = {.socket = o->connection.socket};
+    int code;
+    json_t *answer = admin_ask(&where, "reload\n", &code);
+    json_t *reload = json_incref(json_object_get(answer, "reload"));
+
+    json_decref(answer);
+    if (reload != NULL && !json_is_true(json_object_get(reload, "reserved"))) {
+        json_decref(reload);
+        return NULL;
+    }
+    return reload;
+}
+
+static void print_reload(const json_t *reload)
+{
+    const char *state = json_string_value(json_object_get(reload, "state"));
+    const char *model = json_string_value(json_object_get(reload, "model"));
+    const char *message = json_string_value(json_object_get(reload, "message"));
+    double done = json_number_value(json_object_get(reload, "bytes_done"));
+    double total = json_number_value(json_object_get(reload, "bytes_total"));
+
+    printf("weights    set %lld of 0 and 1", json_integer_value(json_object_get(reload, "set")));
+    if (state != NULL && strcmp(state, "idle") != 0)
+        printf("; reload of %s: %s, %.0f %%", model, state, total > 0 ? 100 * done / total : 0);
+    else if (message != NULL && message[0] != 0)
+        printf("; the last reload, of %s, failed: %s", model, message);
+    else if (json_integer_value(json_object_get(reload, "id")) > 0)
+        printf("; last reload: %s", model);
+    putchar('\n');
+}
+
+static void print_table(const struct connection *connection, const json_t *reload,
+                        const struct ll_stat *stats, int n)
 {
     const struct ll_client_info *info = &connection->info;
     char text[4][32];
@@ -51,7 +88,10 @@ static void print_table(const struct connection *connection, const struct ll_sta
     printf("model      %s (%s, %s)\n", info->model, info->backend, info->dtype);
     printf("context    %u tokens, prompts up to %u\n", info->context_max, info->n_prompt_max);
     printf("chat       %s\n", info->chat_format[0] != '\0' ? info->chat_format : "none");
-    printf("vocabulary %u\n\n", info->n_vocab);
+    printf("vocabulary %u\n", info->n_vocab);
+    if (reload != NULL)
+        print_reload(reload);
+    putchar('\n');
     for (int i = 0; i < n; i++)
         if (!stats[i].is_histogram)
             printf("%-24s %16s\n", stats[i].name,
@@ -67,7 +107,8 @@ static void print_table(const struct connection *connection, const struct ll_sta
                    in_units(stats[i].name, stats[i].max, text[3], sizeof(text[3])));
 }
 
-static void print_json(const struct connection *connection, const struct ll_stat *stats, int n)
+static void print_json(const struct connection *connection, json_t *reload,
+                       const struct ll_stat *stats, int n)
 {
     const struct ll_client_info *info = &connection->info;
     json_t *values = json_object();
@@ -87,6 +128,8 @@ static void print_json(const struct connection *connection, const struct ll_stat
                   "context_max", (json_int_t)info->context_max, "n_prompt_max",
                   (json_int_t)info->n_prompt_max, "n_vocab", (json_int_t)info->n_vocab,
                   "weights_epoch", (json_int_t)info->weights_epoch, "stats", values);
+    if (reload != NULL)
+        json_object_set(object, "reload", reload);
     json_dumpf(object, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(object);
@@ -111,10 +154,12 @@ static int run(const struct command *command, int argc, char **argv)
         n = ll_client_stats(connection.client, stats, n);
     if (n < 0 || (n > 0 && stats == NULL))
         rc = terminal_fail_code(n < 0 ? n : -ENOMEM, NULL);
-    else if (o.json)
-        print_json(&connection, stats, n);
-    else
-        print_table(&connection, stats, n);
+    json_t *reload = rc == EXIT_OK ? ask_reload(&o) : NULL;
+    if (rc == EXIT_OK && o.json)
+        print_json(&connection, reload, stats, n);
+    else if (rc == EXIT_OK)
+        print_table(&connection, reload, stats, n);
+    json_decref(reload);
     free(stats);
     connection_close(&connection);
     return rc;
