@@ -7,8 +7,11 @@
  * top-k and by mass in 64-bit fixed point for top-p: sums do not depend on their order, so neither
  * do draws. Gumbel-max over what is left; ids come from Philox, not from the place in the batch.
  *
- * L2 bound: 4 V bytes a pass; greedy 2 passes, all filters about 12. Reference: kernels/cpu. */
-#include "kernels/cuda/common.cuh"
+ * L2 bound: 4 V bytes a pass; greedy 2 passes, all filters about 12. Where clusters are, that of
+ * sample_cluster.cu serves; this one where they are not, and any size of vocabulary. Reference:
+ * kernels/cpu. */
+#include "kernels/cuda/sample.cuh"
+#include "kernels/cuda/sample_cluster.h"
 
 static constexpr int THREADS = 1024;
 static constexpr int BINS = 2048;
@@ -16,30 +19,14 @@ static constexpr int BINS = 2048;
 struct row_view {
     float *x;                /* [V], raw until the sparse changes are applied */
     const uint16_t *penalty; /* NULL: none */
-    float repetition, frequency, presence;
+    const ll_cuda_slot *slot;
     uint32_t n_vocab;
 };
-
-struct best_id {
-    float value;
-    uint32_t id;
-};
-
-__device__ static inline bool is_better(float a, uint32_t ia, float b, uint32_t ib)
-{
-    return a > b || (a == b && ia < ib);
-}
 
 __device__ static best_id block_best(best_id mine)
 {
     __shared__ best_id part[THREADS / 32];
-#pragma unroll
-    for (int d = 16; d > 0; d >>= 1) {
-        const float v = __shfl_xor_sync(~0u, mine.value, d);
-        const uint32_t id = __shfl_xor_sync(~0u, mine.id, d);
-        if (is_better(v, id, mine.value, mine.id))
-            mine = {v, id};
-    }
+    mine = warp_best(mine);
     __syncthreads();
     if (threadIdx.x % 32 == 0)
         part[threadIdx.x / 32] = mine;
@@ -50,35 +37,10 @@ __device__ static best_id block_best(best_id mine)
     return mine;
 }
 
-/* Larger float, larger key; both zeros have the same: they are equal, and the lower id is first. */
-__device__ static inline uint32_t key_of(float x)
-{
-    const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f)); /* -0 + 0 is +0 */
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 /* Steps 2 to 5 of the sampler but for the sparse ones, which lie in x already. */
 __device__ static inline float changed(const row_view &r, uint32_t v)
 {
-    float x = r.x[v];
-    if (r.penalty != nullptr) {
-        const uint32_t word = r.penalty[v], count = word & 0x7fffu;
-        if (word != 0) {
-            x = x > 0.0f ? x / r.repetition : x * r.repetition;
-            x -= r.frequency * (float)count + (count > 0 ? r.presence : 0.0f);
-        }
-    }
-    return x;
-}
-
-/* A prefix of the order: ids with key > this key, and those at key with id <= last_id. */
-struct prefix {
-    uint32_t key, last_id;
-};
-
-__device__ static inline bool is_in(const prefix &p, uint32_t key, uint32_t id)
-{
-    return key > p.key || (key == p.key && id <= p.last_id);
+    return r.penalty != nullptr ? penalised(r.x[v], r.penalty[v], *r.slot) : r.x[v];
 }
 
 /* Id of the m-th (from 1) element at exactly `key` inside `within`, in id order. */
@@ -257,7 +219,7 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
     }
 
     const float inverse_t = 1.0f / slot.temperature;
-    auto y_at = [&](uint32_t v) { return changed(r, v) * inverse_t; };
+    auto y_at = [&](uint32_t v) { return __fmul_rn(changed(r, v), inverse_t); };
     auto key_at = [&](uint32_t v) { return key_of(y_at(v)); };
     float top = -INFINITY;
     for (uint32_t v = threadIdx.x; v < r.n_vocab; v += THREADS)
@@ -271,10 +233,7 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
         keep = select_prefix(
             memory, key_at, [](uint32_t) { return 1u; }, r.n_vocab, keep, slot.top_k);
     if (slot.top_p < 1.0f) {
-        /* Mass in units of 2^-40 of the largest: 2^17 ids of at most 2^40 fit 64 bits. */
-        auto mass_at = [&](uint32_t v) {
-            return (unsigned long long)(exp2f((y_at(v) - top) * 1.4426950408889634f) * 0x1p40f);
-        };
+        auto mass_at = [&](uint32_t v) { return mass_of(y_at(v), top); };
         __shared__ unsigned long long total;
         if (threadIdx.x == 0)
             total = 0;
@@ -289,8 +248,8 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
         if (threadIdx.x % 32 == 0)
             atomicAdd(&total, mine);
         __syncthreads();
-        const uint64_t target = (uint64_t)ceil((double)slot.top_p * (double)total);
-        keep = select_prefix(memory, key_at, mass_at, r.n_vocab, keep, target > 0 ? target : 1);
+        keep =
+            select_prefix(memory, key_at, mass_at, r.n_vocab, keep, mass_target(slot.top_p, total));
     }
 
     best_id mine = {-INFINITY, UINT32_MAX};
@@ -309,10 +268,9 @@ __device__ static uint32_t choose(select_memory &memory, const row_view &r,
                 philox(slot.seed, quad, pos, slot.choice, 0, bits);
                 has_bits = true;
             }
-            const float u = ((float)(bits[j] >> 9) + 0.5f) * 0x1p-23f;
-            const float noisy = y - logf(-logf(u));
-            if (is_better(noisy, v, mine.value, mine.id))
-                mine = {noisy, v};
+            const float score = noisy(y, bits[j]);
+            if (is_better(score, v, mine.value, mine.id))
+                mine = {score, v};
         }
     }
     return block_best(mine).id;
@@ -335,12 +293,7 @@ __global__ void __launch_bounds__(THREADS)
     const uint32_t area = *t.step % LL_CUDA_AREAS;
     ll_row_out *out = a.rows + (size_t)area * a.n_rows_max + row.row;
     ll_ext *ext = a.ext + (size_t)area * a.n_ext_max + row.ext;
-    row_view r = {a.logits + (size_t)blockIdx.x * stride,
-                  nullptr,
-                  slot.repetition,
-                  slot.frequency,
-                  slot.presence,
-                  a.n_vocab};
+    row_view r = {a.logits + (size_t)blockIdx.x * stride, nullptr, &slot, a.n_vocab};
 
     /* 1: logsumexp of the raw logits; a NaN or +inf makes the sum a NaN or inf. */
     float top = -INFINITY;
@@ -409,10 +362,16 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" int ll_cuda_sample(const struct ll_cuda_sample_args *args, cudaStream_t stream)
+extern "C" int ll_cuda_sample_plain(const struct ll_cuda_sample_args *args, cudaStream_t stream)
 {
     if (args->n_logits == 0)
         return 0;
     return launch_chained(sample_kernel, args->n_logits, THREADS, 0, stream, *args, *args->tables,
                           (args->n_vocab + 7) / 8 * 8);
+}
+
+extern "C" int ll_cuda_sample(const struct ll_cuda_sample_args *args, cudaStream_t stream)
+{
+    return ll_cuda_sample_cluster_fits(args->n_vocab) ? ll_cuda_sample_cluster(args, stream)
+                                                      : ll_cuda_sample_plain(args, stream);
 }

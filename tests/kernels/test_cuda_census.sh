@@ -37,7 +37,7 @@ wants() {
 }
 
 for arch in sm_90a sm_89 sm_80; do
-    for file in skinny attend_decode attend_prefill sample rmsnorm attend_prefill_sm90 skinny_wgmma; do
+    for file in skinny attend_decode attend_prefill sample sample_cluster rmsnorm attend_prefill_sm90 skinny_wgmma; do
         case $file in attend_prefill_sm90 | skinny_wgmma) [ $arch = sm_90a ] || continue ;; esac
         cubin=$scratch/$file.cubin
         nice timeout 150 "$nvcc" -O3 -std=c++17 -arch=$arch -cubin -Xptxas -v -I "$source_dir" \

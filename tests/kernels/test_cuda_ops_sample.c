@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tests/kernels/test_cuda_ops_sample.c - the sampler on the GPU: token by token against the naive
  * one and the CPU's, draws against exact probabilities (chi-square), the same draw for the same
- * seed wherever a row stands, and the lists of logprobs. Skipped without a GPU. */
+ * seed wherever a row stands, and the lists of logprobs; that of one block a row and that of a
+ * cluster a row against each other on rows of any size and shape. Skipped without a GPU. */
+#include "kernels/cuda/sample_cluster.h"
 #include "tests/kernels/cuda_ops.h"
 #include "tests/kernels/sampler.h"
 
@@ -109,15 +111,17 @@ static void begin_board(struct board *b, struct ll_cuda_sample_args *args)
         .n_vocab = b->n_vocab};
 }
 
+typedef int (*sample_fn)(const struct ll_cuda_sample_args *args, cudaStream_t stream);
+
 /* One launch; results stay until the next. */
-static void run_board(struct board *b)
+static void run_board_by(struct board *b, sample_fn sample)
 {
     const uint32_t area = STEP % LL_CUDA_AREAS;
     const size_t n_bytes = sizeof(struct ll_row_out) * ROWS;
     struct ll_cuda_sample_args args;
 
     begin_board(b, &args);
-    launched_ok(ll_cuda_sample(&args, 0), "sample");
+    launched_ok(sample(&args, 0), "sample");
     free_results(b);
     b->rows = dev_get(args.rows + (size_t)area * ROWS, n_bytes);
     b->ext = dev_get(args.ext + (size_t)area * args.n_ext_max, sizeof(*b->ext) * args.n_ext_max);
@@ -129,6 +133,83 @@ static void run_board(struct board *b)
         assert_true(i / n_bytes == area || all[i] == 0xff);
     free(all);
     dev_end();
+}
+
+static void run_board(struct board *b)
+{
+    run_board_by(b, ll_cuda_sample);
+}
+
+/* ---- rows of any size: what a model makes, and what it should not
+ * ------------------------------*/
+enum shape {
+    BELL,
+    STEPS,
+    TWO_VALUES,
+    ALL_EQUAL,
+    FLAT,
+    PEAK_AND_INFINITIES,
+    WIDE_AND_ZEROS,
+    SHAPES
+};
+
+static float shaped(enum shape shape, uint32_t v, uint32_t n_vocab)
+{
+    const float bell = 2 * (random_unit() + random_unit() + random_unit() + random_unit());
+
+    switch (shape) {
+    case BELL:
+        return bell;
+    case STEPS: /* as logits rounded to few bits */
+        return 0.25f * rintf(bell / 0.25f);
+    case TWO_VALUES:
+        return v % 7 == 3 ? 2.0f : -1.0f;
+    case ALL_EQUAL:
+        return 1.5f;
+    case FLAT:
+        return 0.001f * bell;
+    case PEAK_AND_INFINITIES:
+        return v == n_vocab / 2 ? 40.0f : v % 5 == 0 ? -INFINITY : bell;
+    default:
+        return v % 3 == 0 ? (v % 2 != 0 ? 0.0f : -0.0f) : 20 * bell;
+    }
+}
+
+static void put_shaped_row(struct board *b, uint32_t r, enum shape shape)
+{
+    const uint32_t s = ROWS - 1 - r, n_vocab = b->n_vocab;
+    const uint64_t bits = ll_splitmix64(&random_state);
+    struct ll_cuda_slot *slot = &b->slot[s];
+
+    for (uint32_t v = 0; v < n_vocab; v++)
+        b->x[(size_t)r * b->stride + v] = shaped(shape, v, n_vocab);
+    *slot = (struct ll_cuda_slot){.n_prompt = 5, .seed = bits, .repetition = 1};
+    slot->choice = (uint32_t)bits % 3;
+    slot->temperature = r % 9 == 0 ? 0 : 0.3f + fabsf(random_unit());
+    slot->top_k = (bits >> 8 & 1) != 0 ? 1 + (uint32_t)(bits >> 32) % (r % 3 == 0 ? 60000 : 60) : 0;
+    slot->top_p = (bits >> 9 & 1) != 0 ? 0.05f + 0.94f * fabsf(random_unit()) : 1;
+    slot->min_p = (bits >> 10 & 3) == 0 ? 0.1f * fabsf(random_unit()) : 0;
+    slot->n_bias = (bits >> 12 & 1) != 0 ? 5 : 0;
+    for (uint32_t i = 0; i < slot->n_bias; i++)
+        b->bias[s][i] =
+            (struct ll_bias){(uint32_t)ll_splitmix64(&random_state) % n_vocab, 4 * random_unit()};
+    slot->n_end = (uint32_t)(bits >> 13) % 4;
+    for (uint32_t i = 0; i < slot->n_end; i++)
+        slot->end[i] = (uint32_t)ll_splitmix64(&random_state) % n_vocab;
+    slot->min_tokens = (bits >> 15 & 1) != 0 ? 20 : 0;
+    slot->has_penalty = bits >> 16 & 1;
+    slot->repetition = slot->has_penalty != 0 ? 1.2f : 1;
+    slot->frequency = slot->has_penalty != 0 ? 0.3f * random_unit() : 0;
+    for (uint32_t i = 0; i < 40; i++)
+        b->penalty[(size_t)s * n_vocab + ll_splitmix64(&random_state) % n_vocab] =
+            (uint16_t)(0x8000u | i % 3);
+    b->logit[r] = (struct ll_cuda_logit){.token = r,
+                                         .slot = s,
+                                         .row = r,
+                                         .pos = 10 + r % 3,
+                                         .target = r % 5 == 4 ? (r * 977) % n_vocab : LL_CUDA_NONE,
+                                         .ext = r * 21,
+                                         .n_top = r % 3 == 0 ? LL_EXT_TOP_MAX : r % 3};
 }
 
 /* ---- tests ------------------------------------------------------------------------------------*/
@@ -422,6 +503,97 @@ static void a_row_with_every_id_barred_still_gives_an_id(void **state)
     free_board(b);
 }
 
+static void both_samplers_choose_the_same_ids_on_rows_of_any_size_and_shape(void **state)
+{
+    static const uint32_t vocabs[] = {1, 7, 31, 33, 4999, 32000, 128256, 151937};
+
+    (void)state;
+    for (uint32_t i = 0; i < (is_quick() ? 5u : 8u); i++) {
+        if (!ll_cuda_sample_cluster_fits(vocabs[i]))
+            continue;
+        struct board *b = new_board(vocabs[i]);
+        for (uint32_t r = 0; r < ROWS; r++)
+            if (r % 11 != 5)
+                put_shaped_row(b, r, (enum shape)(r % SHAPES));
+        run_board_by(b, ll_cuda_sample_plain);
+        struct ll_row_out *rows = b->rows;
+        struct ll_ext *ext = b->ext;
+        uint16_t *penalty = b->penalty_after;
+        b->rows = NULL;
+        b->ext = NULL;
+        b->penalty_after = NULL;
+        run_board_by(b, ll_cuda_sample_cluster);
+        for (uint32_t r = 0; r < ROWS; r++) {
+            const struct ll_row_out *o = &b->rows[r];
+            if (o->token[0] != rows[r].token[0] || o->status != rows[r].status)
+                fail_msg("vocabulary %u, row %u: %u (status %u) instead of %u (%u)", vocabs[i], r,
+                         o->token[0], o->status, rows[r].token[0], rows[r].status);
+            for (uint32_t k = 0; k < 21; k++)
+                assert_int_equal(b->ext[r * 21 + k].id, ext[r * 21 + k].id);
+        }
+        assert_memory_equal(b->penalty_after, penalty, (size_t)ROWS * vocabs[i] * 2);
+        free(rows);
+        free(ext);
+        free(penalty);
+        free_board(b);
+    }
+}
+
+/* The order in which equal values come, over more blocks than one. */
+static void among_equal_values_the_lower_ids_come_first_wherever_they_lie(void **state)
+{
+    struct board *b = new_board(40001);
+
+    (void)state;
+    for (uint32_t r = 0; r < ROWS; r++) {
+        put_shaped_row(b, r, ALL_EQUAL);
+        b->slot[ROWS - 1 - r] = (struct ll_cuda_slot){
+            .temperature = 1, .top_p = 1, .repetition = 1, .seed = r, .top_k = 1 + r * 400};
+        b->logit[r].target = LL_CUDA_NONE;
+        b->logit[r].n_top = LL_EXT_TOP_MAX;
+        if (r % 2 == 1) /* the share that r * 400 ids and a half have */
+            b->slot[ROWS - 1 - r] = (struct ll_cuda_slot){.temperature = 1,
+                                                          .top_p = ((float)r * 400 + 0.5f) / 40001,
+                                                          .repetition = 1,
+                                                          .seed = r};
+    }
+    run_board(b);
+    for (uint32_t r = 0; r < ROWS; r++) {
+        assert_true(b->rows[r].token[0] < 1 + r * 400 + (r % 2));
+        for (uint32_t k = 0; k < LL_EXT_TOP_MAX; k++)
+            assert_int_equal(b->ext[r * 21 + k].id, k);
+    }
+    free_board(b);
+}
+
+static void a_row_alone_has_the_bits_of_the_row_among_others(void **state)
+{
+    const uint32_t n_vocab = is_quick() ? 4999 : 128256;
+    struct board *b = new_board(n_vocab);
+    struct ll_cuda_logit all[ROWS];
+
+    (void)state;
+    for (uint32_t r = 0; r < ROWS; r++)
+        put_shaped_row(b, r, (enum shape)(r % SHAPES));
+    memcpy(all, b->logit, sizeof(all));
+    run_board(b);
+    struct ll_row_out *rows = b->rows;
+    struct ll_ext *ext = b->ext;
+    b->rows = NULL;
+    b->ext = NULL;
+    for (uint32_t r = 1; r < ROWS; r += 13) {
+        for (uint32_t k = 0; k < ROWS; k++)
+            b->logit[k].token = LL_CUDA_NONE;
+        b->logit[r] = all[r];
+        run_board(b);
+        assert_memory_equal(&b->rows[r], &rows[r], sizeof(rows[r]));
+        assert_memory_equal(b->ext + r * 21, ext + r * 21, 21 * sizeof(*ext));
+    }
+    free(rows);
+    free(ext);
+    free_board(b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -432,6 +604,9 @@ int main(void)
         cmocka_unit_test(logprobs_and_the_top_list_are_of_the_raw_logits),
         cmocka_unit_test(a_nan_or_an_infinity_fails_its_row_only),
         cmocka_unit_test(a_row_with_every_id_barred_still_gives_an_id),
+        cmocka_unit_test(both_samplers_choose_the_same_ids_on_rows_of_any_size_and_shape),
+        cmocka_unit_test(among_equal_values_the_lower_ids_come_first_wherever_they_lie),
+        cmocka_unit_test(a_row_alone_has_the_bits_of_the_row_among_others),
     };
     int rc = cuda_tests_begin();
 
