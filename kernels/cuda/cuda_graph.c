@@ -100,8 +100,8 @@ static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
 }
 
 /* Weights with block scales are widened to 16 bits for more tokens, which moves five times their
- * bytes: reading them up to four times is less. */
-#define BLOCK_PASSES_MAX 4u
+ * bytes: reading them up to three times is less (bench_blocks). */
+#define BLOCK_PASSES_MAX 3u
 
 static int skinny_passes(struct ll_device *d, const struct ll_cuda_linear *l, void *y,
                          const void *x, uint32_t t, struct ll_text *error)
