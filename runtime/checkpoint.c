@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The tensors of a model directory: which files hold them, and that each one the shape asks for is
  * there once, with the right dims and a type that can be served. */
-#include "runtime/checkpoint.h"
+#include "runtime/checkpoint_impl.h"
 
 #include "base/bits.h"
 #include "base/err.h"
@@ -27,33 +27,12 @@ static_assert(sizeof(((struct ll_checkpoint_tensor *)0)->name) == LL_SAFETENSORS
               "a name that the header parser takes fits");
 static_assert(LL_TENSOR_NAME_BYTES == LL_SAFETENSORS_NAME_MAX + 1, "in both directions");
 
-/* Slots of the tensor list: embed, then each layer's nine by role, then the final norm and the
- * head. Behind them come the scales as they are found: at most three a slot (SCALE, INPUT_SCALE,
- * KV_SCALE). */
-#define LAYER_ROLES  (LL_TENSOR_DOWN - LL_TENSOR_ATTN_NORM + 1u)
-#define SLOT_TENSORS 4u
-
-static uint32_t slot_of(const struct ll_model_shape *shape, enum ll_tensor_role role,
-                        uint32_t layer)
-{
-    if (role == LL_TENSOR_EMBED)
-        return 0;
-    if (role <= LL_TENSOR_DOWN)
-        return 1 + layer * LAYER_ROLES + (role - LL_TENSOR_ATTN_NORM);
-    return 1 + shape->n_layers * LAYER_ROLES + (role - LL_TENSOR_FINAL_NORM);
-}
-
-static uint32_t count_slots(const struct ll_model_shape *shape)
-{
-    return slot_of(shape, LL_TENSOR_HEAD, 0) + !shape->is_tied;
-}
-
 /* The list of what must be there, in slot order, nothing found yet (size_bytes 0). */
 static int make_expected(struct ll_checkpoint *out)
 {
     const struct ll_model_shape *shape = &out->shape;
 
-    out->n_tensors = count_slots(shape);
+    out->n_tensors = ll_checkpoint_slots(shape);
     out->tensor = calloc((size_t)out->n_tensors * SLOT_TENSORS, sizeof(*out->tensor));
     if (out->tensor == NULL)
         return LL_ERR(-ENOMEM, "no memory for a list of %u tensors", out->n_tensors);
@@ -62,25 +41,13 @@ static int make_expected(struct ll_checkpoint *out)
         for (uint32_t layer = 0; layer < n_layers; layer++) {
             if (role == LL_TENSOR_HEAD && shape->is_tied)
                 continue;
-            struct ll_checkpoint_tensor *t = &out->tensor[slot_of(shape, role, layer)];
+            struct ll_checkpoint_tensor *t = &out->tensor[ll_checkpoint_slot(shape, role, layer)];
             t->tensor = (struct ll_tensor){.role = role, .layer = layer};
             ll_tensor_dims(shape, role, &t->tensor.rows, &t->tensor.cols);
             ll_tensor_weight(t->name, role, layer);
         }
     }
     return 0;
-}
-
-/* The scale of a slot that was found; NULL: none so far. */
-static struct ll_checkpoint_tensor *find_scale(const struct ll_checkpoint *checkpoint,
-                                               const struct ll_tensor *of, enum ll_tensor_part part)
-{
-    for (uint32_t i = count_slots(&checkpoint->shape); i < checkpoint->n_tensors; i++) {
-        const struct ll_tensor *t = &checkpoint->tensor[i].tensor;
-        if (t->role == of->role && t->layer == of->layer && t->part == part)
-            return &checkpoint->tensor[i];
-    }
-    return NULL;
 }
 
 /* ---- one file ---------------------------------------------------------------------------------*/
@@ -188,7 +155,8 @@ static void place_entry(struct ll_checkpoint *out, struct ll_checkpoint_tensor *
 static int take_weight(struct ll_checkpoint *out, const struct ll_safetensors_entry *entry,
                        const struct ll_tensor_id *id, uint32_t file, const char *path)
 {
-    struct ll_checkpoint_tensor *tensor = &out->tensor[slot_of(&out->shape, id->role, id->layer)];
+    struct ll_checkpoint_tensor *tensor =
+        &out->tensor[ll_checkpoint_slot(&out->shape, id->role, id->layer)];
     int rc = check_dims(entry, &tensor->tensor, path);
 
     if (rc == 0)
@@ -203,7 +171,7 @@ static int add_scale(struct ll_checkpoint *out, const struct ll_safetensors_entr
                      struct ll_tensor_id id, uint32_t file, const char *path)
 {
     struct ll_tensor tensor = {.role = id.role, .part = id.part, .layer = id.layer};
-    const struct ll_checkpoint_tensor *other = find_scale(out, &tensor, id.part);
+    const struct ll_checkpoint_tensor *other = ll_checkpoint_scale(out, &tensor, id.part);
     char found[LL_SAFETENSORS_RANK_MAX * 22 + 3];
 
     if (other != NULL)
@@ -413,137 +381,17 @@ static int check_complete(const struct ll_checkpoint *checkpoint)
     uint32_t n_missing = 0;
     const char *first = NULL;
 
-    for (uint32_t i = 0; i < count_slots(&checkpoint->shape); i++)
+    for (uint32_t i = 0; i < ll_checkpoint_slots(&checkpoint->shape); i++)
         if (checkpoint->tensor[i].tensor.size_bytes == 0 && n_missing++ == 0)
             first = checkpoint->tensor[i].name;
     if (n_missing == 0)
         return 0;
     return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is missing (%u of %u are)%s",
                   ll_path_tail(checkpoint->directory), first, n_missing,
-                  count_slots(&checkpoint->shape),
+                  ll_checkpoint_slots(&checkpoint->shape),
                   strcmp(first, "lm_head.weight") == 0
                       ? "; config.json does not say tie_word_embeddings: true"
                       : "");
-}
-
-/* ---- what quantisation asks for ---------------------------------------------------------------*/
-
-/* The scales that a quantised linear must have, and their shapes. */
-static int check_scales(const struct ll_checkpoint *checkpoint,
-                        const struct ll_checkpoint_tensor *weight, const char *module,
-                        const struct ll_quant_scheme *scheme)
-{
-    const char *path = ll_path_tail(checkpoint->file[weight->file].path);
-    const struct ll_tensor *w = &weight->tensor;
-    const struct ll_checkpoint_tensor *scale = find_scale(checkpoint, w, LL_PART_SCALE);
-    const struct ll_checkpoint_tensor *input = find_scale(checkpoint, w, LL_PART_INPUT_SCALE);
-    uint32_t rows = 1, cols = 1;
-
-    if (scale == NULL)
-        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is F8_E4M3, and \"%s.%s\" is missing", path,
-                      weight->name, module,
-                      scheme->kind == LL_QUANT_BLOCK && strcmp(checkpoint->quantization, "fp8") == 0
-                          ? "weight_scale_inv"
-                          : "weight_scale");
-    if (scheme->kind == LL_QUANT_CHANNEL)
-        rows = w->rows;
-    if (scheme->kind == LL_QUANT_BLOCK) {
-        rows = (uint32_t)ll_div_ceil(w->rows, 128);
-        cols = (uint32_t)ll_div_ceil(w->cols, 128);
-    }
-    if (scale->tensor.rows != rows || scale->tensor.cols != cols)
-        return LL_ERR(LL_E_INVAL,
-                      "%s: tensor \"%s\": shape is [%u, %u], the quantisation that config.json "
-                      "describes asks for [%u, %u]",
-                      ll_path_tail(checkpoint->file[scale->file].path), scale->name,
-                      scale->tensor.rows, scale->tensor.cols, rows, cols);
-    if (scheme->is_static && input == NULL)
-        return LL_ERR(LL_E_INVAL,
-                      "%s: \"%s.input_scale\" is missing; config.json says that activations have "
-                      "stored scales",
-                      path, module);
-    if (input != NULL && (input->tensor.rows != 1 || input->tensor.cols != 1))
-        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\": shape is [%u, %u], must be one number",
-                      ll_path_tail(checkpoint->file[input->file].path), input->name,
-                      input->tensor.rows, input->tensor.cols);
-    return 0;
-}
-
-/* A linear against what the configuration says of it. */
-static int check_linear(const struct ll_checkpoint *checkpoint,
-                        const struct ll_checkpoint_tensor *weight)
-{
-    char module[LL_TENSOR_NAME_BYTES];
-    struct ll_quant_scheme scheme;
-    const bool is_fp8 = weight->tensor.dtype == LL_DTYPE_E4M3;
-    const char *path = ll_path_tail(checkpoint->file[weight->file].path);
-
-    ll_tensor_module(module, weight->tensor.role, weight->tensor.layer);
-    enum ll_quant_verdict verdict =
-        ll_quantization_of(checkpoint->quantization_config, module, &scheme);
-    if (is_fp8 && verdict == LL_QUANT_NO)
-        return LL_ERR(LL_E_INVAL,
-                      "%s: tensor \"%s\" is F8_E4M3, but config.json's quantisation leaves \"%s\" "
-                      "alone",
-                      path, weight->name, module);
-    if (!is_fp8 && verdict == LL_QUANT_YES)
-        return LL_ERR(LL_E_INVAL,
-                      "%s: tensor \"%s\" is not F8_E4M3, but config.json's quantisation does not "
-                      "leave \"%s\" alone",
-                      path, weight->name, module);
-    if (is_fp8)
-        return check_scales(checkpoint, weight, module, &scheme);
-    const struct ll_checkpoint_tensor *scale =
-        find_scale(checkpoint, &weight->tensor, LL_PART_SCALE);
-    if (scale == NULL)
-        scale = find_scale(checkpoint, &weight->tensor, LL_PART_INPUT_SCALE);
-    if (scale != NULL)
-        return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\" is there, but \"%s\" is not F8_E4M3",
-                      ll_path_tail(checkpoint->file[scale->file].path), scale->name, weight->name);
-    return 0;
-}
-
-/* A cache's scale: one number or one a head. Where one of K and V is there it is the other's, too.
- */
-static int check_kv_scales(struct ll_checkpoint *out)
-{
-    const uint32_t n_found = out->n_tensors;
-
-    for (uint32_t i = count_slots(&out->shape); i < n_found; i++) {
-        const struct ll_checkpoint_tensor *t = &out->tensor[i];
-        struct ll_tensor other = t->tensor;
-        if (t->tensor.part != LL_PART_KV_SCALE)
-            continue;
-        if (t->tensor.rows != 1 && t->tensor.rows != out->shape.n_kv_heads)
-            return LL_ERR(LL_E_INVAL, "%s: tensor \"%s\": %u numbers, must be 1 or %u (KV heads)",
-                          ll_path_tail(out->file[t->file].path), t->name, t->tensor.rows,
-                          out->shape.n_kv_heads);
-        out->has_kv_scales = true;
-        other.role = other.role == LL_TENSOR_K ? LL_TENSOR_V : LL_TENSOR_K;
-        if (find_scale(out, &other, LL_PART_KV_SCALE) != NULL)
-            continue;
-        ll_warn("%s: the cache's scale \"%s\" is taken for K and V: the other is not there",
-                ll_path_tail(out->directory), t->name);
-        out->tensor[out->n_tensors] = *t;
-        out->tensor[out->n_tensors++].tensor.role = other.role;
-    }
-    return 0;
-}
-
-static int check_quantization(struct ll_checkpoint *out)
-{
-    for (uint32_t i = 0; i < count_slots(&out->shape); i++)
-        if (ll_tensor_is_linear(out->tensor[i].tensor.role)) {
-            int rc = check_linear(out, &out->tensor[i]);
-            if (rc < 0)
-                return rc;
-        }
-    for (uint32_t i = count_slots(&out->shape); i < out->n_tensors; i++)
-        if (out->tensor[i].tensor.role == LL_TENSOR_HEAD)
-            return LL_ERR(LL_E_UNSUPPORTED,
-                          "%s: tensor \"%s\": a quantised lm_head is not supported",
-                          ll_path_tail(out->file[out->tensor[i].file].path), out->tensor[i].name);
-    return check_kv_scales(out);
 }
 
 /* ---- opening ----------------------------------------------------------------------------------*/
@@ -557,10 +405,10 @@ static int open_weights(struct ll_checkpoint *out)
     if (rc == 0)
         rc = check_complete(out);
     if (rc == 0 && out->quantization_config != NULL)
-        rc = check_quantization(out);
+        rc = ll_checkpoint_check_quantization(out);
     if (rc < 0)
         return rc;
-    out->dtype = out->tensor[slot_of(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype;
+    out->dtype = out->tensor[ll_checkpoint_slot(&out->shape, LL_TENSOR_Q, 0)].tensor.dtype;
     for (uint32_t i = 0; i < out->n_tensors; i++)
         if (out->tensor[i].tensor.dtype == LL_DTYPE_E4M3)
             out->dtype = LL_DTYPE_E4M3;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "runtime/outlet.h"
+#include "runtime/outlet_impl.h"
 
 #include "base/assert.h"
 #include "base/bits.h"
@@ -43,47 +43,6 @@ void ll_outlet_detach(struct ll_outlet *outlet, struct ll_attachment *client)
 }
 
 /* ---- writing ---------------------------------------------------------------------------------*/
-
-static void touch(struct ll_outlet *outlet, struct ll_attachment *client)
-{
-    if (!client->is_touched) {
-        client->is_touched = true;
-        outlet->touched[outlet->n_touched++] = client->id;
-    }
-}
-
-/* Writes one event; O3 says that it fits. */
-static void write_event(struct ll_outlet *outlet, struct ll_attachment *client,
-                        const struct ll_event *event)
-{
-    LL_ASSERT(client->events.prod - client->events.cons <= client->events.mask);
-    ll_event_write(&client->events, event);
-    ll_stat_add(&outlet->stats->events_written, 1);
-    touch(outlet, client);
-}
-
-/* Stores the client-visible state of a slot. */
-static void store_phase(struct ll_attachment *client, uint32_t slot, uint32_t gen,
-                        enum ll_slot_phase phase)
-{
-    /* Release, pairs with the client's acquire of ll_rst.state: with ACCEPTED our copy of the arena
-     * is complete, with DONE the figures beside it are final. */
-    atomic_store_explicit(&client->rst[slot].state, gen << 8 | (uint32_t)phase,
-                          memory_order_release);
-}
-
-static struct ll_event event_for(const struct ll_seq *seq, enum ll_event_type type, uint32_t index,
-                                 uint64_t now_ns)
-{
-    return (struct ll_event){
-        .type = (uint8_t)type,
-        .choice = (uint8_t)seq->choice,
-        .slot = (uint16_t)seq->slot,
-        .gen = (uint16_t)seq->gen,
-        .index = index,
-        .t_ns = now_ns,
-    };
-}
 
 void ll_outlet_fence(struct ll_outlet *outlet, struct ll_attachment *client, int32_t code)
 {
@@ -141,7 +100,7 @@ void ll_outlet_phase(struct ll_outlet *outlet, struct ll_seq *seq, enum ll_slot_
         }
     }
     if (!client->is_fenced)
-        store_phase(client, seq->slot, seq->gen, phase);
+        ll_outlet_store_phase(client, seq->slot, seq->gen, phase);
 }
 
 void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, uint32_t slot,
@@ -158,9 +117,9 @@ void ll_outlet_refuse(struct ll_outlet *outlet, struct ll_attachment *client, ui
     event.u.error.code = why->code;
     event.u.error.retry_ms = why->retry_ms;
     snprintf(event.u.error.text, sizeof(event.u.error.text), "%s", why->text);
-    write_event(outlet, client, &event);
+    ll_outlet_write(outlet, client, &event);
     client->rst[slot].status = why->code;
-    store_phase(client, slot, gen, LL_PHASE_DONE);
+    ll_outlet_store_phase(client, slot, gen, LL_PHASE_DONE);
 }
 
 /* ---- what a step yielded ---------------------------------------------------------------------*/
@@ -189,7 +148,7 @@ static void write_token(struct ll_outlet *outlet, struct ll_attachment *client,
     event->u.token.logprob = yield->logprob[k];
     ll_event_commit(&client->events);
     outlet->n_events++;
-    touch(outlet, client);
+    ll_outlet_touch(outlet, client);
 }
 
 static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client, struct ll_seq *seq,
@@ -203,14 +162,14 @@ static void write_tokens(struct ll_outlet *outlet, struct ll_attachment *client,
 
         const struct ll_ext *top = seq->n_top > 0 ? yield->top + k * seq->n_top : NULL;
         for (uint32_t i = 0; i < seq->n_top; i += LL_OUTLET_TOPS) {
-            struct ll_event event = event_for(seq, LL_EV_TOP, yield->index + k, now_ns);
+            struct ll_event event = ll_outlet_event(seq, LL_EV_TOP, yield->index + k, now_ns);
             event.n = (uint8_t)ll_min_u64(LL_OUTLET_TOPS, seq->n_top - i);
             event.flags = i + event.n == seq->n_top ? LL_EV_LAST : 0;
             for (uint32_t j = 0; j < event.n; j++) {
                 event.u.top[j].id = top[i + j].id;
                 event.u.top[j].logprob = top[i + j].logprob;
             }
-            write_event(outlet, client, &event);
+            ll_outlet_write(outlet, client, &event);
             leader->n_written++;
         }
     }
@@ -223,25 +182,25 @@ static void write_scored(struct ll_outlet *outlet, struct ll_attachment *client,
     const uint32_t stride = 1u + seq->n_prompt_top;
 
     for (uint32_t i = 0; i < yield->n_scored; i += LL_OUTLET_PROMPTS) {
-        struct ll_event event = event_for(seq, LL_EV_PROMPT, yield->first_scored + i, now_ns);
+        struct ll_event event = ll_outlet_event(seq, LL_EV_PROMPT, yield->first_scored + i, now_ns);
         event.n = (uint8_t)ll_min_u64(LL_OUTLET_PROMPTS, yield->n_scored - i);
         for (uint32_t j = 0; j < event.n; j++)
             event.u.prompt[j] = yield->scored[(i + j) * stride].logprob;
-        write_event(outlet, client, &event);
+        ll_outlet_write(outlet, client, &event);
         leader->n_written++;
     }
     for (uint32_t k = 0; k < yield->n_scored && seq->n_prompt_top > 0; k++) {
         const struct ll_ext *top = &yield->scored[k * stride + 1];
         for (uint32_t i = 0; i < seq->n_prompt_top; i += LL_OUTLET_TOPS) {
             struct ll_event event =
-                event_for(seq, LL_EV_PROMPT_TOP, yield->first_scored + k, now_ns);
+                ll_outlet_event(seq, LL_EV_PROMPT_TOP, yield->first_scored + k, now_ns);
             event.n = (uint8_t)ll_min_u64(LL_OUTLET_TOPS, seq->n_prompt_top - i);
             event.flags = i + event.n == seq->n_prompt_top ? LL_EV_LAST : 0;
             for (uint32_t j = 0; j < event.n; j++) {
                 event.u.top[j].id = top[i + j].id;
                 event.u.top[j].logprob = top[i + j].logprob;
             }
-            write_event(outlet, client, &event);
+            ll_outlet_write(outlet, client, &event);
             leader->n_written++;
         }
     }
@@ -302,156 +261,7 @@ static void publish_yield(struct ll_outlet *outlet, const struct ll_yield *yield
                            seq->n_prompt - leader->n_cached);
 }
 
-/* ---- the end ---------------------------------------------------------------------------------*/
-
-static uint32_t n_out(const struct ll_seq *seq)
-{
-    return seq->n_tokens > seq->n_prompt ? seq->n_tokens - seq->n_prompt : 0;
-}
-
-static uint32_t reason_of(enum ll_end end)
-{
-    return end == LL_END_STOP     ? LL_FINISH_STOP
-           : end == LL_END_LENGTH ? LL_FINISH_LENGTH
-                                  : LL_FINISH_CANCELLED;
-}
-
-static bool is_good(enum ll_end end)
-{
-    return end == LL_END_STOP || end == LL_END_LENGTH;
-}
-
-static void fill_finish(struct ll_event *event, const struct ll_seq *leader, enum ll_end end,
-                        uint64_t now_ns)
-{
-    event->type = LL_EV_FINISH;
-    event->u.finish.reason = reason_of(end);
-    event->u.finish.stop_id = end == LL_END_STOP ? leader->stop_id : UINT32_MAX;
-    event->u.finish.n_prompt = leader->n_prompt;
-    event->u.finish.n_cached = leader->n_cached;
-    event->u.finish.n_out = (uint32_t)leader->n_out;
-    event->u.finish.ttft_us =
-        leader->t_first_ns == 0
-            ? 0
-            : (uint32_t)ll_min_u64((leader->t_first_ns - leader->t_seen_ns) / LL_NS_PER_US,
-                                   UINT32_MAX);
-    event->u.finish.total_ns = now_ns - leader->t_seen_ns;
-}
-
-static void fill_error(struct ll_event *event, enum ll_end end, int32_t code)
-{
-    const char *text = "";
-
-    event->type = LL_EV_ERROR;
-    if (end == LL_END_EXPIRED) {
-        event->u.error.code = LL_E_DEADLINE;
-        text = "deadline_ns: has passed";
-    } else if (end == LL_END_STALLED) {
-        event->u.error.code = LL_E_STALLED;
-        text = "tokens were not read in time";
-    } else {
-        event->u.error.code = code;
-        text = code == LL_E_BACKEND ? "the device failed" : "";
-    }
-    snprintf(event->u.error.text, sizeof(event->u.error.text), "%s", text);
-}
-
-static void count_end(struct ll_stats *stats, const struct ll_seq *leader, enum ll_end end,
-                      uint64_t now_ns)
-{
-    _Atomic uint64_t *const column[] = {
-        [LL_END_NONE] = NULL,
-        [LL_END_STOP] = &stats->requests_finished,
-        [LL_END_LENGTH] = &stats->requests_finished,
-        [LL_END_CANCELLED] = &stats->requests_cancelled,
-        [LL_END_EXPIRED] = &stats->requests_expired,
-        [LL_END_STALLED] = &stats->requests_stalled,
-        [LL_END_FAILED] = &stats->requests_failed,
-        [LL_END_LOST] = &stats->requests_lost,
-    };
-
-    LL_ASSERT(end > LL_END_NONE && end < LL_COUNT(column));
-    ll_stat_add(column[end], 1);
-    if (is_good(end)) {
-        ll_hist_add(&stats->request_total_ns, now_ns - leader->t_seen_ns);
-        ll_hist_add(&stats->prompt_length, leader->n_prompt);
-        ll_hist_add(&stats->output_length, leader->n_out);
-    }
-}
-
-/* The one terminal event (W4, Q5), after all choices; the slot is the client's again. */
-static void tell_request(struct ll_outlet *outlet, struct ll_seq *leader, uint64_t now_ns)
-{
-    struct ll_attachment *client = outlet->client[leader->client];
-    struct ll_shadow *shadow = &client->shadow[leader->slot];
-    enum ll_end end = leader->request_end != LL_END_NONE ? leader->request_end : leader->end;
-
-    ll_outlet_unstarve(outlet, leader);
-    LL_ASSERT(shadow->sequence == leader->index && shadow->phase != LL_SHADOW_IDLE);
-    ll_outlet_leave_queue(outlet, leader, now_ns, false);
-    if (is_good(end))
-        ll_waiting_learn_end(&outlet->waiting, leader, now_ns);
-    shadow->phase = LL_SHADOW_IDLE;
-    client->n_open--;
-    LL_ASSERT(client->credits_reserved > 0);
-    client->credits_reserved--;
-    count_end(outlet->stats, leader, end, now_ns);
-    if (client->is_fenced || end == LL_END_LOST)
-        return;
-
-    struct ll_event event = event_for(leader, LL_EV_FINISH, (uint32_t)leader->n_out, now_ns);
-    if (is_good(end) || end == LL_END_CANCELLED)
-        fill_finish(&event, leader, end, now_ns);
-    else
-        fill_error(&event, end, leader->request_code);
-    write_event(outlet, client, &event);
-
-    struct ll_rst *rst = &client->rst[leader->slot];
-    rst->status = event.type == LL_EV_ERROR ? event.u.error.code : 0;
-    rst->n_out = (uint32_t)leader->n_out;
-    rst->n_cached = leader->n_cached;
-    rst->t_first_ns = leader->t_first_ns;
-    rst->t_last_ns = leader->t_final_ns;
-    store_phase(client, leader->slot, leader->gen, LL_PHASE_DONE);
-}
-
-/* One of several choices has ended; the event says how, where it ended by itself. */
-static void tell_choice(struct ll_outlet *outlet, struct ll_seq *leader, const struct ll_seq *seq,
-                        uint64_t now_ns)
-{
-    struct ll_attachment *client = outlet->client[seq->client];
-
-    LL_ASSERT(client->credits_reserved > 0);
-    client->credits_reserved--;
-    if (client->is_fenced || !is_good(seq->end))
-        return;
-    struct ll_event event = event_for(seq, LL_EV_CHOICE, n_out(seq), now_ns);
-    event.u.choice_end.reason = reason_of(seq->end);
-    event.u.choice_end.stop_id = seq->end == LL_END_STOP ? seq->stop_id : UINT32_MAX;
-    event.u.choice_end.n_out = n_out(seq);
-    write_event(outlet, client, &event);
-    leader->n_written++;
-}
-
-/* A sequence is in ENDING. */
-static void tell(struct ll_outlet *outlet, struct ll_seq *seq, uint64_t now_ns)
-{
-    struct ll_seq *leader = ll_seq_leader(outlet->pool, seq);
-
-    LL_ASSERT(!seq->is_told && leader->n_untold > 0);
-    seq->is_told = true;
-    leader->n_untold--;
-    leader->n_out += n_out(seq);
-    leader->t_final_ns = ll_max_u64(leader->t_final_ns, seq->t_last_ns);
-    if (!is_good(seq->end) && leader->request_end == LL_END_NONE) {
-        leader->request_end = seq->end;
-        leader->request_code = seq->end_code;
-    }
-    if (leader->n_choices > 1)
-        tell_choice(outlet, leader, seq, now_ns);
-    if (leader->n_untold == 0)
-        tell_request(outlet, leader, now_ns);
-}
+/* ---- publish, wake, fail ----------------------------------------------------------------------*/
 
 static void set_gauges(struct ll_outlet *outlet)
 {
@@ -483,7 +293,7 @@ void ll_outlet_publish(struct ll_outlet *outlet, const struct ll_yield *yields, 
         if (!seq->is_told) {
             if (n_told++ == TELLS_MAX)
                 break; /* the next turn goes on */
-            tell(outlet, seq, now_ns);
+            ll_outlet_tell(outlet, seq, now_ns);
         }
         if (ll_seq_is_done(seq)) {
             LL_ASSERT(seq->n_booked == 0);
@@ -549,7 +359,7 @@ void ll_outlet_fail_all(struct ll_outlet *outlet, int32_t code, uint64_t now_ns)
         }
         if (seq->state != LL_SEQ_ENDING)
             ll_seq_move(pool, seq, LL_SEQ_ENDING);
-        tell(outlet, seq, now_ns);
+        ll_outlet_tell(outlet, seq, now_ns);
     }
     set_gauges(outlet);
 }
