@@ -2,6 +2,7 @@
 /* tests/kernels/test_cuda_ops.c - the CUDA operations without products and attention, each against
  * its formula in double and the CPU backend's function. Skipped where there is no GPU. */
 #include "kernels/cpu/inner.h"
+#include "kernels/cpu/rope.h"
 #include "tests/kernels/cuda_ops.h"
 
 static const struct ll_cpu_inner *cpu;
@@ -267,6 +268,29 @@ static void check_stored(const unsigned char *kv, size_t at, bool is_fp8, double
                       0x1p-8 * fabs(want) + 1e-6 * size, "a bf16 page");
 }
 
+/* Query heads as the CPU backend turns them: the same up to a rounding to bf16. */
+static void check_rope_against_cpu(const struct rope_case *c, const float *in, const float *out,
+                                   const float *angle)
+{
+    const uint32_t half = c->head_dim / 2;
+    float head[128], cosine[64], sine[64];
+
+    for (uint32_t i = 0; i < half; i++) {
+        cosine[i] = angle[2 * i];
+        sine[i] = angle[2 * i + 1];
+    }
+    for (uint32_t h = 0; h < c->n_heads; h++) {
+        memcpy(head, in + h * c->head_dim, c->head_dim * sizeof(*head));
+        ll_cpu_rope_turn(head, cosine, sine, half, true);
+        for (uint32_t d = 0; d < c->head_dim; d++) {
+            const double size = fabs((double)in[h * c->head_dim + d % half]) +
+                                fabs((double)in[h * c->head_dim + half + d % half]);
+            assert_within(fabs((double)out[h * c->head_dim + d] - (double)head[d]),
+                          0x1p-7 * fabs((double)head[d]) + 1e-6 * size, "q against the CPU's");
+        }
+    }
+}
+
 static void check_rope(struct rope_case c)
 {
     enum { T = 21, SLOTS = 3, PER_SEQ = 5, CONTEXT = PER_SEQ * LL_PAGE_TOKENS };
@@ -342,6 +366,7 @@ static void check_rope(struct rope_case c)
                 check_stored(kv, row * D + d, c.is_fp8, (double)in[(H + K + head) * D + d], 0);
                 memset(is_written + (row * D + d) * element, 1, element);
             }
+        check_rope_against_cpu(&c, in, out, angle);
         /* K and V of the step's own rows stay as they were. */
         assert_memory_equal(in + H * D, out + H * D, 2 * K * D * sizeof(float));
     }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tests/kernels/test_cuda_ops_attend.c - paged attention on the GPU against double: awkward
- * lengths, every group size, permuted and shared pages, poisoned pages around. Skipped without a
- * GPU. */
+/* tests/kernels/test_cuda_ops_attend.c - paged attention on the GPU against double and the CPU
+ * backend's: awkward lengths, every group size, permuted and shared pages, poisoned pages around.
+ * Skipped without a GPU. */
+#include "kernels/cpu/attend.h"
 #include "tests/kernels/cuda_ops.h"
 
 enum { ROWS_MAX = 64, PER_SEQ_MAX = 2048 };
@@ -195,6 +196,61 @@ static void poison_tail(struct attend *a, uint32_t row, uint32_t n_kv)
                        a->D * (a->is_fp8 ? 1 : 2));
 }
 
+/* The same by the CPU backend, whose pages lie alike; out [H][D]. */
+static void attend_on_cpu(const struct attend *a, uint32_t row, uint32_t token, uint32_t n_kv,
+                          float *out)
+{
+    const uint32_t group = a->H / a->K;
+    const size_t head_bytes = (size_t)LL_PAGE_TOKENS * a->D * (a->is_fp8 ? 1 : 2);
+    const struct ll_cpu_kv kv = {.base = (char *)a->kv,
+                                 .n_pages = a->n_pages,
+                                 .n_kv_heads = a->K,
+                                 .head_dim = a->D,
+                                 .d16 = a->D,
+                                 .form = a->is_fp8 ? LL_FORM_E4M3 : LL_FORM_BF16,
+                                 .head_bytes = head_bytes,
+                                 .page_bytes = 2 * a->K * head_bytes};
+    float *q = widened(a->qkv + (size_t)token * (a->H + 2 * a->K) * a->D, (size_t)a->H * a->D);
+    float *scratch = malloc(ll_cpu_attend_scratch(a->D, group) * sizeof(*scratch));
+
+    for (uint32_t head = 0; head < a->K; head++)
+        ll_cpu_attend(&(struct ll_cpu_attend){.inner = ll_cpu_inner_find(NULL),
+                                              .kv = &kv,
+                                              .page = a->table + (size_t)row * a->pages_per_seq,
+                                              .kv_head = head,
+                                              .group = group,
+                                              .n_tokens = 1,
+                                              .position = n_kv - 1,
+                                              .q = q + (size_t)head * group * a->D,
+                                              .out = out + (size_t)head * group * a->D,
+                                              .ld_q = (size_t)a->H * a->D,
+                                              .ld_out = (size_t)a->H * a->D,
+                                              .k_scale = 1,
+                                              .v_scale = 1,
+                                              .is_bf16 = true,
+                                              .scratch = scratch});
+    free(q);
+    free(scratch);
+}
+
+static void check_against_cpu(const struct attend *a, const float *out, uint32_t row,
+                              uint32_t token, uint32_t n_kv)
+{
+    const size_t n = (size_t)a->H * a->D;
+    float *cpu = malloc(n * sizeof(*cpu));
+    double *want = malloc(n * sizeof(*want));
+
+    attend_on_cpu(a, row, token, n_kv, cpu);
+    for (size_t i = 0; i < n; i++)
+        want[i] = (double)cpu[i];
+    const double far = distance(out + token * n, want, n);
+    if (!(far <= (a->is_fp8 ? 1e-2 : 5e-3)))
+        fail_msg("H %u K %u D %u %s: token %u of %u cached: %g from the CPU's", a->H, a->K, a->D,
+                 a->is_fp8 ? "e4m3" : "bf16", token, n_kv, far);
+    free(cpu);
+    free(want);
+}
+
 static void check_token(const struct attend *a, const float *out, uint32_t row, uint32_t token,
                         uint32_t n_kv)
 {
@@ -208,6 +264,7 @@ static void check_token(const struct attend *a, const float *out, uint32_t row, 
                      a->is_fp8 ? "e4m3" : "bf16", token, head, n_kv, far);
     }
     free(want);
+    check_against_cpu(a, out, row, token, n_kv);
 }
 
 static const uint32_t lengths[] = {1,   2,   15,  16,  17,  63,  64,  65,   127,  128,

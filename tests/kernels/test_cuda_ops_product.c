@@ -267,6 +267,33 @@ struct skinny_case {
     bool is_fp8, is_gated, is_f32, has_blocks;
 };
 
+/* What the CPU backend makes of the same codes and scales; y [T, N]. */
+static void check_e4m3_against_cpu(const struct product *p, const uint8_t *code, const float *block,
+                                   const float *y, const char *what)
+{
+    const uint32_t cols = (p->k + 127) / 128, n_scales = block != NULL ? cols : 1;
+    const size_t n_out = (size_t)p->t * p->n;
+    float *scale = malloc((size_t)p->n * n_scales * sizeof(*scale));
+    float *cpu = malloc(n_out * sizeof(*cpu));
+    double *want = malloc(n_out * sizeof(*want));
+
+    for (uint32_t r = 0; r < p->n; r++)
+        for (uint32_t c = 0; c < n_scales; c++)
+            scale[r * n_scales + c] =
+                p->w_scale[r] * (block != NULL ? block[r / 16 * cols + c] : 1) * LL_CPU_E4M3_UNIT;
+    const struct ll_cpu_rows rows = {
+        .data = code, .form = LL_FORM_E4M3, .ld = p->k, .scale = scale, .n_scales = n_scales};
+    ll_cpu_inner_find(NULL)->dots(cpu, p->n, &rows, p->x, p->k, p->n, p->t, p->k);
+    for (size_t i = 0; i < n_out; i++)
+        want[i] = (double)ll_round_bf16(cpu[i]);
+    const double far = distance(y, want, n_out);
+    if (!(far <= 4e-3))
+        fail_msg("%s N %u K %u: %g from the CPU's", what, p->n, p->k, far);
+    free(scale);
+    free(cpu);
+    free(want);
+}
+
 /* All of T 1 .. 8 with one set of inputs: right, written throughout, the same bits for a token
  * alone as among others, and in each of many repeats. */
 static void check_skinny(struct skinny_case c)
@@ -320,6 +347,8 @@ static void check_skinny(struct skinny_case c)
             float *y = c.is_f32 ? dev_get(out, (size_t)T * N * 4) : get_bf16s(out, (size_t)T * N);
             /* expf here and __expf there may round a gate the other way. */
             check_product(&p, y, c.is_f32 ? 1e-5 : 4e-3, c.is_f32 ? 1e-4 : 0x1p-7, what);
+            if (c.is_fp8)
+                check_e4m3_against_cpu(&p, w8, block, y, what);
             all = got;
             free(y);
             continue;
