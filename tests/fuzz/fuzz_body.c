@@ -40,13 +40,10 @@ static void check_error(const struct api_error *error)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_data)
 {
-    static const struct link link = {.info = {.n_vocab = N_VOCAB,
-                                              .context_max = 8192,
-                                              .n_max = 128,
-                                              .n_top_max = 20,
-                                              .temperature = 1,
-                                              .top_p = 1,
-                                              .repetition_penalty = 1}};
+    static const struct link_model model = {.temperature = 1, .top_p = 1, .repetition_penalty = 1};
+    static const struct link link = {
+        .model = &model,
+        .info = {.n_vocab = N_VOCAB, .context_max = 8192, .n_max = 128, .n_top_max = 20}};
     struct api_error error = {0};
     struct params params;
 

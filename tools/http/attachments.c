@@ -37,12 +37,6 @@ static uint64_t text_key(const struct server *server, const struct link *link)
     return siphash(server->secret, facts, sizeof(facts));
 }
 
-const struct link_model *link_model(const struct link *link)
-{
-    /* Acquire, pairs with the release in take_model(): the model before the pointer. */
-    return atomic_load_explicit(&link->model, memory_order_acquire);
-}
-
 /* What the runtime says of itself becomes the latest model. false: no memory, the last one stays.
  */
 static bool take_model(struct link *link, const struct ll_client_info *info)

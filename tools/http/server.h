@@ -95,7 +95,11 @@ struct link *link_open(const struct server *server, struct runtime *runtime, int
 struct link *link_hold(struct link *link);
 void link_release(struct link *link);
 /* The latest; any thread. */
-const struct link_model *link_model(const struct link *link);
+static inline const struct link_model *link_model(const struct link *link)
+{
+    /* Acquire, pairs with the release in take_model(): the model before the pointer. */
+    return atomic_load_explicit(&link->model, memory_order_acquire);
+}
 /* Looks whether the runtime has reloaded, at no cost worth speaking of; the loop's thread. */
 void link_refresh(struct link *link);
 
