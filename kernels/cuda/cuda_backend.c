@@ -155,6 +155,8 @@ static int make_host_memory(struct ll_device *d, struct ll_text *error)
     }
     for (uint32_t i = 0; i < LL_CUDA_COPIES_MAX && s == cudaSuccess; i++)
         s = cudaEventCreateWithFlags(&d->copy_event[i], cudaEventDisableTiming);
+    for (uint32_t i = 0; i < LL_CUDA_COPIES_MAX && s == cudaSuccess; i++)
+        s = cudaEventCreateWithFlags(&d->feed_event[i], cudaEventDisableTiming);
     if (s == cudaSuccess)
         s = cudaEventCreateWithFlags(&d->batch_event, cudaEventDisableTiming);
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "host memory", s);
@@ -363,9 +365,10 @@ int ll_cuda_plan_pages(struct ll_device *d, uint32_t n_sharing, uint32_t *n_page
         snprintf(
             error->s, sizeof(error->s),
             "CUDA: %.1f GB free of %.1f leave no room for KV pages of %zu KiB beside %.1f GB of "
-            "weights: raise --gpu-memory-utilization or take a smaller model",
+            "weights%s: raise --gpu-memory-utilization or take a smaller model",
             (double)free_bytes / 1e9, (double)total_bytes / 1e9, whole_page / 1024,
-            (double)weights_estimate(d) * n_sharing / 1e9);
+            (double)weights_estimate(d) * d->options.n_weights * n_sharing / 1e9,
+            d->options.n_weights > 1 ? " (two sets, --reserve-weights)" : "");
         return -ENOMEM;
     }
     return 0;
@@ -429,9 +432,12 @@ void ll_cuda_part_close(struct ll_device *d)
     for (uint32_t i = 0; i < LL_CUDA_AREAS; i++)
         if (d->slot_copied[i] != NULL)
             cudaEventDestroy(d->slot_copied[i]);
-    for (uint32_t i = 0; i < LL_CUDA_COPIES_MAX; i++)
+    for (uint32_t i = 0; i < LL_CUDA_COPIES_MAX; i++) {
         if (d->copy_event[i] != NULL)
             cudaEventDestroy(d->copy_event[i]);
+        if (d->feed_event[i] != NULL)
+            cudaEventDestroy(d->feed_event[i]);
+    }
     if (d->batch_event != NULL)
         cudaEventDestroy(d->batch_event);
     cudaStream_t streams[] = {d->stream, d->copy_stream, d->load_stream};
@@ -556,6 +562,7 @@ const struct ll_backend *ll_backend_cuda(void)
         .name = "cuda",
         .open = backend_open,
         .close = ll_cuda_tp_close,
+        .begin = ll_cuda_tp_begin,
         .want = ll_cuda_tp_want,
         .pin = ll_cuda_pin,
         .feed = ll_cuda_tp_feed,

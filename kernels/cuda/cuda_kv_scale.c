@@ -44,6 +44,10 @@ int ll_cuda_kv_scale_want(struct ll_device *d, const struct ll_tensor *tensor,
         return refuse(error, tensor, "one number, or one a KV head, of K and of V is served");
     for (uint32_t set = 0; set < d->options.n_weights; set++) {
         struct ll_cuda_weights *w = &d->weights[set];
+        if (d->has_served && set != d->loading) /* S2 */
+            continue;
+        if (d->has_served && w->kv_scale_host == NULL)
+            return ll_cuda_set_lacks(error, "scales of the cache");
         if (w->kv_scale_host == NULL) {
             w->kv_scale_host = malloc(n * sizeof(float));
             if (w->kv_scale_host == NULL)
@@ -51,7 +55,7 @@ int ll_cuda_kv_scale_want(struct ll_device *d, const struct ll_tensor *tensor,
             for (size_t i = 0; i < n; i++)
                 w->kv_scale_host[i] = 1.0f;
         }
-        w->n_due += tensor->size_bytes;
+        w->n_due += set == d->loading ? tensor->size_bytes : 0;
     }
     spans[0] = (struct ll_span){0, tensor->size_bytes, 0};
     return 1;

@@ -45,6 +45,12 @@ const char *ll_cuda_scale_want(const struct ll_cuda_part *part, const struct ll_
     return "scales are one number, one a row, or one for 128 x 128 weights";
 }
 
+void ll_cuda_scale_reset(struct ll_cuda_linear *l)
+{
+    for (size_t i = 0; l->block_host != NULL && i < n_blocks(l); i++)
+        l->block_host[i] = 1;
+}
+
 int ll_cuda_scale_room(struct ll_cuda_linear *l)
 {
     if (l->block_host != NULL)
@@ -52,8 +58,7 @@ int ll_cuda_scale_room(struct ll_cuda_linear *l)
     l->block_host = malloc(n_blocks(l) * sizeof(float));
     if (l->block_host == NULL)
         return -ENOMEM;
-    for (size_t i = 0; i < n_blocks(l); i++)
-        l->block_host[i] = 1;
+    ll_cuda_scale_reset(l);
     if (cudaMalloc((void **)&l->block, n_blocks(l) * sizeof(float)) == cudaSuccess)
         return 0;
     l->block = NULL;

@@ -15,6 +15,8 @@ const char *ll_cuda_scale_want(const struct ll_cuda_part *part, const struct ll_
                                bool *has_blocks);
 /* Memory for block scales, once. -ENOMEM. */
 int ll_cuda_scale_room(struct ll_cuda_linear *linear);
+/* A load begins: blocks are 1 where none come. */
+void ll_cuda_scale_reset(struct ll_cuda_linear *linear);
 /* NULL, or what is wrong with the piece. */
 const char *ll_cuda_scale_feed(struct ll_cuda_part *part, const struct ll_tensor *tensor,
                                uint64_t offset, const void *data, size_t n_bytes);

@@ -207,6 +207,11 @@ static int check_size(const struct ll_device *d, const struct ll_batch *batch,
 {
     uint64_t n_tokens = 0, n_logits = 0, n_ext = 0, n_items = 0;
 
+    if (batch->weights >= d->options.n_weights || !d->weights[batch->weights].is_sealed) {
+        snprintf(error->s, sizeof(error->s), "weight set %u is not sealed", batch->weights);
+        return LL_E_INVAL;
+    }
+
     for (uint32_t i = 0; i < batch->n_rows; i++) {
         const struct ll_row *row = &batch->rows[i];
         const bool is_sampled = row->flags & LL_ROW_SAMPLE;

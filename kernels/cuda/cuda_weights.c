@@ -154,6 +154,8 @@ static int want_scale(struct ll_device *d, const struct place *p, const struct l
         return refuse(error, tensor, why);
     if (!has_blocks)
         return 0;
+    if (d->has_served && p->linear->block_host == NULL)
+        return ll_cuda_set_lacks(error, "block scales");
     int rc = ll_cuda_scale_room(p->linear);
     if (rc == 0 && d->widened == NULL) /* many tokens are multiplied by widened weights */
         rc = cudaMalloc(&d->widened, LL_CUDA_WIDENED) == cudaSuccess ? 0 : -ENOMEM;
@@ -163,8 +165,10 @@ static int want_scale(struct ll_device *d, const struct place *p, const struct l
 int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                  uint32_t n_max, struct ll_text *error)
 {
-    /* A second weight set is planned with the shapes of the first, so want looks at set 0 for what
-     * is allocated and both sets are allocated alike. */
+    /* The first load allocates for both sets alike, later ones look at their own (S1, S2). */
+    const uint32_t first = d->has_served ? d->loading : 0;
+    const uint32_t end = d->has_served ? d->loading + 1 : d->options.n_weights;
+
     if (n_max < 1)
         return -EINVAL;
     if (tensor->role == LL_TENSOR_HEAD && d->shape.is_tied)
@@ -173,14 +177,14 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
         return 0; /* activations are scaled per token */
     if (tensor->part == LL_PART_KV_SCALE)
         return ll_cuda_kv_scale_want(d, tensor, spans, error);
-    for (uint32_t set = 0; set < d->options.n_weights; set++) {
+    for (uint32_t set = first; set < end; set++) {
         struct ll_cuda_weights *w = &d->weights[set];
         const struct place p = find_place(d, w, tensor);
         if (tensor->part == LL_PART_SCALE) {
             int rc = want_scale(d, &p, tensor, error);
             if (rc < 0)
                 return rc;
-            w->n_due += tensor->size_bytes;
+            w->n_due += set == d->loading ? tensor->size_bytes : 0;
             continue;
         }
         if (p.rows != tensor->rows || p.cols != tensor->cols)
@@ -204,23 +208,15 @@ int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_
                 if (rc < 0)
                     return rc;
             }
+            if (p.linear->dtype != kept && d->has_served)
+                return ll_cuda_set_lacks(error, is_fp8 ? "FP8 weights" : "16-bit weights");
             if (p.linear->dtype != kept)
                 return refuse(error, tensor, "FP8 and 16-bit parts in one merged matrix");
         }
-        w->n_due += tensor->size_bytes;
+        w->n_due += set == d->loading ? tensor->size_bytes : 0;
     }
     spans[0] = (struct ll_span){0, tensor->size_bytes, 0};
     return 1;
-}
-
-int ll_cuda_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_text *error)
-{
-    cudaError_t s = cudaHostRegister(base, size_bytes, cudaHostRegisterDefault);
-
-    if (s != cudaSuccess)
-        return ll_cuda_fail(error, "pin staging", s);
-    d->pinned = base;
-    return 0;
 }
 
 void ll_cuda_unpin(struct ll_device *d)
@@ -228,6 +224,19 @@ void ll_cuda_unpin(struct ll_device *d)
     if (d->pinned != NULL)
         cudaHostUnregister(d->pinned);
     d->pinned = NULL;
+}
+
+int ll_cuda_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_text *error)
+{
+    ll_cuda_unpin(d);
+    if (size_bytes == 0)
+        return 0;
+    cudaError_t s = cudaHostRegister(base, size_bytes, cudaHostRegisterDefault);
+
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "pin staging", s);
+    d->pinned = base;
+    return 0;
 }
 
 int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
@@ -272,16 +281,24 @@ int ll_cuda_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *
         }
     }
     if (s == cudaSuccess)
-        s = cudaEventRecord(d->copy_event[d->n_copies % LL_CUDA_COPIES_MAX], d->load_stream);
+        s = cudaEventRecord(d->feed_event[d->n_feeds % LL_CUDA_COPIES_MAX], d->load_stream);
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "feed", s);
-    *ticket = (uint64_t)++d->n_copies;
+    *ticket = (uint64_t)++d->n_feeds;
     return 0;
 }
 
 int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
 {
-    return ticket == 0 ? 1 : ll_cuda_copied(d, (int64_t)ticket, error);
+    if (ticket == 0)
+        return 1;
+    if (ticket > (uint64_t)d->n_feeds)
+        return LL_E_INVAL;
+    /* As of page copies (cuda_step.c): an event recorded anew answers for a later piece. */
+    cudaError_t s = cudaEventQuery(d->feed_event[(ticket - 1) % LL_CUDA_COPIES_MAX]);
+    if (s == cudaSuccess)
+        return 1;
+    return s == cudaErrorNotReady ? 0 : ll_cuda_fail(error, "feed", s);
 }
 
 /* Names the first thing a model cannot run without. */
@@ -308,6 +325,49 @@ static const char *missing(const struct ll_device *d, const struct ll_cuda_weigh
     return NULL;
 }
 
+static int upload_scales(struct ll_device *d, struct ll_cuda_weights *w, struct ll_text *error)
+{
+    for (uint32_t i = 0; i < d->shape.n_layers; i++)
+        if (ll_cuda_scale_upload(&w->layer[i].qkv) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].o) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].gate_up) < 0 ||
+            ll_cuda_scale_upload(&w->layer[i].down) < 0)
+            return ll_cuda_fail(error, "scales", cudaGetLastError());
+    return ll_cuda_kv_scale_seal(d, w, error);
+}
+
+/* Warm: the decode buckets people hit first, so no request pays for a capture. */
+static int warm(struct ll_device *d, uint32_t weights, struct ll_text *error)
+{
+    int rc = 0;
+
+    for (uint32_t t = 1; t <= 64 && !d->is_led && t <= d->options.n_rows_max && rc == 0;
+         t = t < 8 ? t * 2 : t + 8) {
+        cudaGraphExec_t graph;
+        uint32_t bucket = ll_cuda_token_bucket(t);
+        rc = ll_cuda_graph_get(d, bucket, ll_cuda_logit_bucket(t, bucket), 0, true, weights, &graph,
+                               error);
+    }
+    return rc;
+}
+
+/* All that must be there before a set is loaded beside steps: both sets' (S1, S2). */
+static int seal_first(struct ll_device *d, uint32_t weights, struct ll_text *error)
+{
+    int rc = ll_cuda_tune(d, weights, error);
+
+    for (uint32_t set = 0; set < d->options.n_weights && rc == 0; set++) {
+        if (set != weights)
+            rc = upload_scales(d, &d->weights[set], error);
+        if (rc == 0)
+            rc = warm(d, set, error);
+        if (rc == 0 && d->options.has_dummy_weights)
+            d->weights[set].is_sealed = true;
+    }
+    d->has_served = rc == 0;
+    return rc;
+}
+
 int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
 {
     struct ll_cuda_weights *w = &d->weights[weights];
@@ -315,13 +375,15 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
 
     if (weights >= d->options.n_weights)
         return -EINVAL;
-    if (d->options.has_dummy_weights && w->embed == NULL) {
-        int rc = ll_cuda_weights_dummy(d, error);
-        if (rc < 0)
-            return rc;
+    for (uint32_t set = 0; set < d->options.n_weights && !d->has_served; set++) {
+        if (d->options.has_dummy_weights && d->weights[set].embed == NULL) {
+            int rc = ll_cuda_weights_dummy(d, set, error);
+            if (rc < 0)
+                return rc;
+        }
+        if (d->shape.is_tied)
+            d->weights[set].head = d->weights[set].embed;
     }
-    if (d->shape.is_tied)
-        w->head = w->embed;
     const char *name = missing(d, w, &layer);
     if (name != NULL || w->n_fed < w->n_due) {
         snprintf(error->s, sizeof(error->s),
@@ -330,29 +392,13 @@ int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
                  (unsigned long long)w->n_fed, (unsigned long long)w->n_due);
         return LL_E_INVAL;
     }
-    cudaError_t s = cudaDeviceSynchronize();
+    cudaError_t s = d->has_served ? cudaStreamSynchronize(d->load_stream) : cudaDeviceSynchronize();
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "load", s);
     ll_cuda_unpin(d);
-    for (uint32_t i = 0; i < d->shape.n_layers; i++)
-        if (ll_cuda_scale_upload(&w->layer[i].qkv) < 0 ||
-            ll_cuda_scale_upload(&w->layer[i].o) < 0 ||
-            ll_cuda_scale_upload(&w->layer[i].gate_up) < 0 ||
-            ll_cuda_scale_upload(&w->layer[i].down) < 0)
-            return ll_cuda_fail(error, "scales", cudaGetLastError());
-    int rc = ll_cuda_kv_scale_seal(d, w, error);
-    if (rc == 0)
-        rc = ll_cuda_tune(d, weights, error);
-    if (rc < 0)
-        return rc;
-    /* Warm: the decode buckets people hit first, so no request pays for a capture. */
-    for (uint32_t t = 1; t <= 64 && !d->is_led && t <= d->options.n_rows_max && rc == 0;
-         t = t < 8 ? t * 2 : t + 8) {
-        cudaGraphExec_t graph;
-        uint32_t bucket = ll_cuda_token_bucket(t);
-        rc = ll_cuda_graph_get(d, bucket, ll_cuda_logit_bucket(t, bucket), 0, true, weights, &graph,
-                               error);
-    }
+    int rc = upload_scales(d, w, error);
+    if (rc == 0 && !d->has_served)
+        rc = seal_first(d, weights, error);
     w->is_sealed = rc == 0;
     return rc;
 }
@@ -384,10 +430,10 @@ static int dummy_array(struct ll_device *d, void **array, uint64_t n, uint64_t *
     return rc < 0 ? rc : ll_cuda_random_bf16(*array, n, 0.5f, ++*seed, d->stream);
 }
 
-int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error)
+int ll_cuda_weights_dummy(struct ll_device *d, uint32_t weights, struct ll_text *error)
 {
     const struct ll_model_shape *s = &d->shape;
-    struct ll_cuda_weights *w = &d->weights[0];
+    struct ll_cuda_weights *w = &d->weights[weights];
     const uint32_t q = s->n_heads * s->head_dim;
     uint64_t seed = d->options.seed;
     int rc = dummy_array(d, &w->embed, (uint64_t)d->n_vocab_padded * s->n_embd, &seed, error);

@@ -3,7 +3,7 @@
  *
  *   cuda_backend.c  open, close, memory plan      cuda_weights.c  want, feed, seal, dummy weights
  *   cuda_graph.c    one forward pass as a graph   cuda_step.c     submit, poll, page copies
- *   tp.c            a model in parts: N of these
+ *   tp.c            a model in parts: N of these  cuda_sets.c     weights loaded beside steps (B9)
  *   cuda_kv_scale.c the scales of an e4m3 cache
  *
  * Everything is made at open but weights (at their first want) and graphs (common buckets at seal,
@@ -46,7 +46,7 @@ struct ll_cuda_weights {
     void *embed, *final_norm, *head; /* head: embed when tied; rows padded to 8 */
     float *kv_scale, *kv_scale_host; /* cuda_kv_scale.c; NULL: all 1 */
     uint64_t n_fed, n_due;
-    bool is_sealed;
+    _Atomic bool is_sealed; /* the thread that loads writes it, the step thread looks */
 };
 
 struct ll_cuda_graph {
@@ -121,6 +121,12 @@ struct ll_device { /* a whole model's, or of one part of it (tp.h) */
 
     cudaEvent_t copy_event[LL_CUDA_COPIES_MAX], batch_event;
     int64_t n_copies;
+
+    /* the thread that loads weights, beside the step thread (cuda_sets.c) */
+    uint32_t loading; /* set */
+    bool has_served;  /* a set was sealed: S2 holds */
+    cudaEvent_t feed_event[LL_CUDA_COPIES_MAX];
+    int64_t n_feeds;
 };
 
 /* Records "<what>: <CUDA's words>" and returns -EIO (or -ENOMEM for an allocation). */
@@ -150,8 +156,13 @@ int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error);
 int ll_cuda_seal(struct ll_device *d, uint32_t weights, struct ll_text *error);
 /* The loader's memory is its own again. */
 void ll_cuda_unpin(struct ll_device *d);
-int ll_cuda_weights_dummy(struct ll_device *d, struct ll_text *error);
+int ll_cuda_weights_dummy(struct ll_device *d, uint32_t weights, struct ll_text *error);
 void ll_cuda_weights_free(struct ll_device *d);
+
+/* cuda_sets.c: ll_backend.begin, of one part. */
+int ll_cuda_begin(struct ll_device *d, uint32_t weights, struct ll_text *error);
+/* S3: the refusal; what: "block scales". */
+int ll_cuda_set_lacks(struct ll_text *error, const char *what);
 
 /* cuda_scales.c: number i of a scale tensor's data. */
 float ll_cuda_scale_value(const void *data, enum ll_dtype dtype, size_t i);

@@ -242,10 +242,22 @@ static int feed_gathered(struct ll_cuda_tp *tp, uint32_t weights, uint32_t r,
     return 0;
 }
 
-static int64_t new_ticket(struct ll_cuda_tp *tp, const int64_t *each)
+static int64_t new_ticket(struct ll_cuda_tp_tickets *tickets, const int64_t *each)
 {
-    memcpy(tp->ticket[tp->n_tickets % LL_TP_TICKETS], each, sizeof(tp->ticket[0]));
-    return ++tp->n_tickets;
+    memcpy(tickets->of[tickets->n % LL_TP_TICKETS], each, sizeof(tickets->of[0]));
+    return ++tickets->n;
+}
+
+int ll_cuda_tp_begin(struct ll_device *d, uint32_t weights, struct ll_text *error)
+{
+    struct ll_cuda_tp *tp = d->tp;
+    int rc = tp == NULL ? ll_cuda_begin(d, weights, error) : 0;
+
+    for (uint32_t r = 0; tp != NULL && r < tp->n_held && rc == 0; r++)
+        rc = ll_cuda_begin(tp->part[r], weights, error);
+    if (tp != NULL) /* what a load that was given up has left is done: its loader waited */
+        tp->bounce_part[0] = tp->bounce_part[1] = NULL;
+    return rc;
 }
 
 int ll_cuda_tp_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
@@ -287,14 +299,31 @@ int ll_cuda_tp_feed(struct ll_device *d, uint32_t weights, const struct ll_tenso
             return rc;
         each[r] = (int64_t)one;
     }
-    *ticket = (uint64_t)new_ticket(tp, each);
+    *ticket = (uint64_t)new_ticket(&tp->feeds, each);
     return 0;
+}
+
+/* A ticket whose entry was taken again answers for a later one: never too early. */
+static int is_done(struct ll_cuda_tp *tp, const struct ll_cuda_tp_tickets *tickets, int64_t ticket,
+                   struct ll_text *error)
+{
+    if (ticket <= 0 || ticket > tickets->n)
+        return LL_E_INVAL;
+    for (uint32_t r = 0; r < tp->n_held; r++) {
+        const int64_t one = tickets->of[(ticket - 1) % LL_TP_TICKETS][r];
+        int rc = one == 0                 ? 1
+                 : tickets == &tp->copies ? ll_cuda_copied(tp->part[r], one, error)
+                                          : ll_cuda_fed(tp->part[r], (uint64_t)one, error);
+        if (rc <= 0)
+            return rc;
+    }
+    return 1;
 }
 
 int ll_cuda_tp_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
 {
     return d->tp == NULL ? ll_cuda_fed(d, ticket, error)
-                         : ll_cuda_tp_copied(d, (int64_t)ticket, error);
+                         : is_done(d->tp, &d->tp->feeds, (int64_t)ticket, error);
 }
 
 int ll_cuda_tp_seal(struct ll_device *d, uint32_t weights, struct ll_text *error)
@@ -327,23 +356,11 @@ int64_t ll_cuda_tp_copy(struct ll_device *d, const struct ll_copy *list, uint32_
         if (each[r] < 0)
             return each[r];
     }
-    return new_ticket(tp, each);
+    return new_ticket(&tp->copies, each);
 }
 
-/* A ticket whose entry was taken again answers for a later one: never too early. */
 int ll_cuda_tp_copied(struct ll_device *d, int64_t ticket, struct ll_text *error)
 {
-    struct ll_cuda_tp *tp = d->tp;
-
-    if (tp == NULL)
-        return ll_cuda_copied(d, ticket, error);
-    if (ticket <= 0 || ticket > tp->n_tickets)
-        return LL_E_INVAL;
-    for (uint32_t r = 0; r < tp->n_held; r++) {
-        const int64_t one = tp->ticket[(ticket - 1) % LL_TP_TICKETS][r];
-        int rc = one == 0 ? 1 : ll_cuda_copied(tp->part[r], one, error);
-        if (rc <= 0)
-            return rc;
-    }
-    return 1;
+    return d->tp == NULL ? ll_cuda_copied(d, ticket, error)
+                         : is_done(d->tp, &d->tp->copies, ticket, error);
 }

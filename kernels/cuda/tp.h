@@ -26,9 +26,11 @@ struct ll_cuda_tp {
     struct ll_model_shape whole;
     struct ll_device *part[LL_CUDA_RANKS_MAX];
 
-    /* Tickets of feeds and page copies: each stands for one of every part. */
-    int64_t n_tickets;
-    int64_t ticket[LL_TP_TICKETS][LL_CUDA_RANKS_MAX];
+    /* Each stands for one of every part. Feeds and page copies come from two threads (B9). */
+    struct ll_cuda_tp_tickets {
+        int64_t n;
+        int64_t of[LL_TP_TICKETS][LL_CUDA_RANKS_MAX];
+    } feeds, copies;
 
     /* Columns of a piece, gathered for a part; a half is free when its last feed is done. */
     unsigned char *bounce[2];
@@ -60,6 +62,7 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
                     const struct ll_model_shape *shape, struct ll_backend_caps *caps,
                     struct ll_text *error);
 void ll_cuda_tp_close(struct ll_device *d);
+int ll_cuda_tp_begin(struct ll_device *d, uint32_t weights, struct ll_text *error);
 int ll_cuda_tp_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
                     uint32_t n_max, struct ll_text *error);
 int ll_cuda_tp_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,

@@ -10,6 +10,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+static uint32_t feed_set; /* of weights */
+
 /* All of it, in three pieces. 0 or a negative code. */
 static inline int feed_tensor(const struct ll_backend *to, struct ll_device *device,
                               const struct ll_tensor *t, const void *data, struct ll_text *error)
@@ -21,8 +23,8 @@ static inline int feed_tensor(const struct ll_backend *to, struct ll_device *dev
 
     for (uint64_t at = 0; at < t->size_bytes && rc >= 0; at += piece) {
         const uint64_t n_bytes = ll_min_u64(piece, t->size_bytes - at);
-        rc = to->feed(device, 0, t, 0, at, (const unsigned char *)data + at, n_bytes, &ticket,
-                      error);
+        rc = to->feed(device, feed_set, t, 0, at, (const unsigned char *)data + at, n_bytes,
+                      &ticket, error);
         while (rc >= 0 && (rc = to->fed(device, ticket, error)) == 0)
             ;
     }
