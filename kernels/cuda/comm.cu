@@ -6,7 +6,8 @@
  * must give the same bits; tests/kernels/test_cuda_comm.c has a plain one. */
 #include "kernels/cuda/comm.cuh"
 
-template <int THREADS, int VECS>
+/* RANKS a constant: all their words are on the way at once. */
+template <int RANKS, int THREADS, int VECS>
 __global__ void __launch_bounds__(THREADS) norm_kernel(const ll_comm_norm a, uint32_t n_vecs)
 {
     pdl_release();
@@ -27,31 +28,54 @@ __global__ void __launch_bounds__(THREADS) norm_kernel(const ll_comm_norm a, uin
         if (i >= n_vecs)
             continue;
         const size_t at = (size_t)t * n_vecs + i;
-        unpack(never_empty(((const uint4 *)a.delta[0])[at]), v[k]);
-        for (uint32_t r = 1; r < a.n_ranks; r++)
-            add(v[k], never_empty(((const uint4 *)a.delta[r])[at]));
+        uint4 come[RANKS];
+#pragma unroll
+        for (int r = 0; r < RANKS; r++)
+            come[r] = ((const uint4 *)a.delta[r])[at];
+        unpack(never_empty(come[0]), v[k]);
+#pragma unroll
+        for (int r = 1; r < RANKS; r++)
+            add(v[k], never_empty(come[r]));
         const bf16x8 x = new_x(v[k], (const bf16x8 *)a.x[0] + at, a.sets_x);
         if (a.rows == nullptr)
             for (uint32_t p = 0; p < a.n_parts; p++)
                 ((bf16x8 *)a.x[p])[at] = x;
     }
-    finish_row<THREADS, VECS>(a, blockIdx.x, v, w, n_vecs);
+    finish_row<THREADS, VECS>(a, v, w, n_vecs, 0,
+                              put_parts{a, (size_t)blockIdx.x * n_vecs, blockIdx.x});
+}
+
+template <int RANKS> static int launch_norm(const ll_comm_norm *args, cudaStream_t stream)
+{
+    const uint32_t n_vecs = args->n_embd / 8;
+
+#define LAUNCH(threads, vecs)                                                                      \
+    return launch_chained(norm_kernel<RANKS, threads, vecs>, args->n_rows, threads, 0, stream,     \
+                          *args, n_vecs)
+    LL_COMM_BY_WIDTH(n_vecs, LAUNCH);
+#undef LAUNCH
 }
 
 extern "C" int ll_comm_norm_lockstep(const struct ll_comm_norm *args, cudaStream_t stream)
 {
     const uint32_t n_vecs = args->n_embd / 8;
 
-    if (args->n_embd == 0 || args->n_embd % 8 != 0 || n_vecs > 2048 || args->n_ranks == 0 ||
-        args->n_ranks > LL_CUDA_RANKS_MAX || args->n_parts > args->n_ranks)
+    if (args->n_embd == 0 || args->n_embd % 8 != 0 || n_vecs > 2048 || args->n_parts == 0 ||
+        args->n_parts > args->n_ranks)
         return -EINVAL;
     if (args->n_rows == 0)
         return 0;
-#define LAUNCH(threads, vecs)                                                                      \
-    return launch_chained(norm_kernel<threads, vecs>, args->n_rows, threads, 0, stream, *args,     \
-                          n_vecs)
-    LL_COMM_BY_WIDTH(n_vecs, LAUNCH);
-#undef LAUNCH
+    switch (args->n_ranks) {
+    case 1:
+        return launch_norm<1>(args, stream);
+    case 2:
+        return launch_norm<2>(args, stream);
+    case 4:
+        return launch_norm<4>(args, stream);
+    case 8:
+        return launch_norm<8>(args, stream);
+    }
+    return -EINVAL;
 }
 
 __global__ void __launch_bounds__(128)

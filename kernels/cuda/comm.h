@@ -46,7 +46,7 @@ struct ll_comm_norm {
 };
 int ll_comm_norm_lockstep(const struct ll_comm_norm *args, cudaStream_t stream);
 
-/* Mapped host memory: the first wait that ran out. */
+/* Mapped host memory, one a rank: a wait of its that ran out. */
 struct ll_comm_late {
     uint32_t is_set, rank, peer, what; /* what: LL_COMM_... */
 };
@@ -55,20 +55,30 @@ enum { LL_COMM_SUM = 1, LL_COMM_IDS = 2, LL_COMM_LOGITS = 3 };
 /* One rank's end of the connections to its peers. */
 struct ll_comm_peer {
     uint32_t rank, n_ranks;
-    uint32_t n_blocks_max;            /* that are surely resident at once */
-    bool has_early_next;              /* the next kernel may start while this one waits (PDL) */
-    size_t inbox_vecs;                /* 16-byte words a rank may send in one call */
-    void *inbox[LL_CUDA_RANKS_MAX];   /* of each rank: [BUFFERS][n_ranks][inbox_vecs] */
+    uint32_t n_blocks_max;          /* that are surely resident at once */
+    bool has_early_next;            /* the next kernel may start while this one waits (PDL) */
+    size_t one_shot_vecs;           /* 16-byte words up to which a sum is one-shot */
+    size_t inbox_vecs;              /* that a rank may send another in one call, at least as many */
+    size_t rows_bytes;              /* finished rows: that fit into one buffer */
+    void *inbox[LL_CUDA_RANKS_MAX]; /* of each rank: [BUFFERS][n_ranks][inbox_vecs] */
+    void *rows_in[LL_CUDA_RANKS_MAX]; /* of each rank: [BUFFERS][rows_bytes] */
     uint64_t *ids[LL_CUDA_RANKS_MAX]; /* of each rank: [2][n_tokens_max] {step + 1, id} */
     uint32_t n_ids_max;
     uint32_t *logits_arrived; /* rank 0's */
     struct ll_comm_late *late;
     uint64_t wait_ns;
 };
-bool ll_comm_norm_peer_fits(const struct ll_comm_norm *args, const struct ll_comm_peer *peer);
+bool ll_comm_norm_peer_fits(const struct ll_comm_peer *peer, uint32_t n_rows, uint32_t n_embd);
 /* buffer: 0 .. BUFFERS - 1 (C1). */
 int ll_comm_norm_peer(const struct ll_comm_norm *args, const struct ll_comm_peer *peer,
                       uint32_t buffer, cudaStream_t stream);
+/* The same in two shots, for larger messages: token t belongs to rank t % N, which alone sums it,
+ * keeps its x and sends the finished row to the others: 2 (N - 1) / N of the bytes, less for e4m3,
+ * instead of N - 1. All sums of a step take this form or none does. rows of the last: n_last. */
+bool ll_comm_norm_split_fits(const struct ll_comm_peer *peer, uint32_t n_rows, uint32_t n_last,
+                             uint32_t n_embd);
+int ll_comm_norm_split(const struct ll_comm_norm *args, const struct ll_comm_peer *peer,
+                       uint32_t buffer, cudaStream_t stream);
 /* Clears an inbox of `bytes`. */
 int ll_comm_inbox_clear(void *inbox, size_t bytes, cudaStream_t stream);
 

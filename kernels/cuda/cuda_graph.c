@@ -325,7 +325,7 @@ static int forward_parts(struct ll_device *d, uint32_t t, uint32_t n_logits, uin
 
     if (rc < 0)
         return ll_cuda_fail(error, "step begin", cudaGetLastError());
-    rc = ll_cuda_tp_embed(d, t, weights, error);
+    rc = ll_cuda_tp_embed(d, t, n_logits, weights, error);
     for (uint32_t i = 0; i < n_layers && rc == 0; i++) {
         rc = norm_parts(d, i == 0 ? LL_TP_FIRST : LL_TP_ATTN, i, t, weights, error);
         for (uint32_t p = 0; p < n && rc == 0; p++) {

@@ -112,6 +112,9 @@ static int fill_pages(struct ll_device *d, const struct ll_batch *batch, unsigne
         }
         /* More than an area holds (many long sequences come back at once): a copy of its own, to
          * each part. From pageable memory it is staged before the call returns. */
+        int rc = ll_cuda_tp_settle(d, error);
+        if (rc < 0)
+            return rc;
         for (uint32_t part = 0; part < ll_cuda_tp_tables(d); part++) {
             struct ll_device *to = d->tp != NULL ? d->tp->part[part] : d;
             uint32_t *row =
@@ -261,9 +264,13 @@ static int launch(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uin
     if (ll_cuda_fault(d) < 0)
         return ll_cuda_fail(error, "fault", cudaGetLastError());
 #endif
+    const struct ll_cuda_size size = {n_tokens, n_logits, n_tiles, weights, has_decode};
+    int rc = ll_cuda_tp_post(d, &size, error);
+    if (rc < 0)
+        return rc;
     if (!d->has_graphs)
         return ll_cuda_forward(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
-    int rc = ll_cuda_graph_get(d, n_tokens, n_logits, n_tiles, has_decode, weights, &graph, error);
+    rc = ll_cuda_graph_get(d, n_tokens, n_logits, n_tiles, has_decode, weights, &graph, error);
     if (rc < 0)
         return rc;
     cudaError_t s = cudaGraphLaunch(graph, d->stream);
@@ -324,6 +331,9 @@ static int check_health(struct ll_device *d, struct ll_cuda_flight *flight, stru
     if (now_ns < d->next_check_ns)
         return 0;
     d->next_check_ns = now_ns + LL_NS_PER_MS;
+    int rc = ll_cuda_tp_health(d, error);
+    if (rc < 0)
+        return d->sticky = rc;
     cudaError_t s = cudaStreamQuery(d->stream);
     if (s != cudaSuccess && s != cudaErrorNotReady)
         return d->sticky = ll_cuda_fail(error, "step", s);

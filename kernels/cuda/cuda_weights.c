@@ -231,7 +231,7 @@ int ll_cuda_pin(struct ll_device *d, void *base, size_t size_bytes, struct ll_te
     ll_cuda_unpin(d);
     if (size_bytes == 0)
         return 0;
-    cudaError_t s = cudaHostRegister(base, size_bytes, cudaHostRegisterDefault);
+    cudaError_t s = cudaHostRegister(base, size_bytes, cudaHostRegisterPortable);
 
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "pin staging", s);

@@ -16,18 +16,33 @@ static bool has_option(const char *extra, const char *key_value)
 
 int ll_cuda_tp_gpu(const struct ll_cuda_tp *tp, uint32_t rank)
 {
-    (void)tp;
-    (void)rank;
-    return 0; /* both forms have one GPU */
+    return tp->form == LL_TP_PEER ? (int)rank : 0;
 }
 
 uint32_t ll_cuda_tp_tables(const struct ll_device *d)
 {
-    (void)d;
-    return 1; /* led parts read rank 0's */
+    return d->tp != NULL && d->tp->form == LL_TP_PEER ? d->tp->n_parts : 1;
 }
 
 /* ---- between the products ---------------------------------------------------------------------*/
+int ll_cuda_tp_post(struct ll_device *d, const struct ll_cuda_size *size, struct ll_text *error)
+{
+    if (d->tp == NULL || d->tp->form != LL_TP_PEER)
+        return 0;
+    cudaSetDevice(d->gpu);
+    return ll_tp_peer_post(d->tp, size, error);
+}
+
+int ll_cuda_tp_settle(struct ll_device *d, struct ll_text *error)
+{
+    return d->tp == NULL || d->tp->form != LL_TP_PEER ? 0 : ll_tp_peer_settle(d->tp, error);
+}
+
+int ll_cuda_tp_health(struct ll_device *d, struct ll_text *error)
+{
+    return d->tp == NULL || d->tp->form != LL_TP_PEER ? 0 : ll_tp_peer_health(d->tp, error);
+}
+
 uint32_t ll_cuda_tp_led(const struct ll_device *d)
 {
     return d->tp->form == LL_TP_LOCKSTEP ? d->tp->n_parts : 1;
@@ -38,11 +53,14 @@ struct ll_device *ll_cuda_tp_part(struct ll_device *d, uint32_t i)
     return i == 0 ? d : d->tp->part[i];
 }
 
-int ll_cuda_tp_embed(struct ll_device *d, uint32_t n_tokens, uint32_t weights,
+int ll_cuda_tp_embed(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t weights,
                      struct ll_text *error)
 {
     int rc = 0;
 
+    if (d->tp->form == LL_TP_PEER &&
+        (rc = ll_tp_peer_begin(d->tp, d, n_tokens, n_logits, error)) < 0)
+        return rc;
     for (uint32_t i = 0; i < ll_cuda_tp_led(d) && rc == 0; i++) {
         struct ll_device *part = ll_cuda_tp_part(d, i);
         rc = ll_comm_embed(part->delta, part->weights[weights].embed, part->tables.token_id,
@@ -58,6 +76,8 @@ int ll_cuda_tp_norm(struct ll_device *d, struct ll_comm_norm *args, struct ll_te
     args->eps = d->shape.rms_eps;
     args->bound = d->activation_max;
     args->n_parts = ll_cuda_tp_led(d);
+    if (d->tp->form == LL_TP_PEER)
+        return ll_tp_peer_norm(d->tp, d, args, error);
     args->n_ranks = d->tp->n_parts;
     for (uint32_t r = args->n_parts; r < args->n_ranks; r++) /* shard */
         args->delta[r] = args->delta[0];
@@ -67,19 +87,25 @@ int ll_cuda_tp_norm(struct ll_device *d, struct ll_comm_norm *args, struct ll_te
 
 int ll_cuda_tp_logits(struct ll_device *d, uint32_t n_logits, struct ll_text *error)
 {
+    const uint32_t stride = (uint32_t)ll_align_up(d->n_vocab_all, 8);
     const float *from[LL_CUDA_RANKS_MAX];
+    int rc;
 
     for (uint32_t r = 0; r < d->tp->n_parts; r++)
         from[r] = r < d->tp->n_held ? d->tp->part[r]->logits : d->logits;
-    int rc = ll_comm_logits_lockstep(d->logits_all, from, d->tp->n_parts, n_logits,
-                                     d->n_vocab_padded, d->n_vocab_all,
-                                     (uint32_t)ll_align_up(d->n_vocab_all, 8), d->stream);
+    if (d->tp->form == LL_TP_PEER)
+        rc = ll_comm_logits_peer(&d->tp->peer->end[d->rank], d->tp->part[0]->logits_all, d->logits,
+                                 n_logits, d->n_vocab_padded, d->n_vocab_all, stride, d->stream);
+    else
+        rc = ll_comm_logits_lockstep(d->logits_all, from, d->tp->n_parts, n_logits,
+                                     d->n_vocab_padded, d->n_vocab_all, stride, d->stream);
     return rc < 0 ? ll_cuda_fail(error, "logits", cudaGetLastError()) : 0;
 }
 
 /* ---- open, close ------------------------------------------------------------------------------*/
 static void tp_free(struct ll_cuda_tp *tp)
 {
+    ll_tp_peer_close(tp);
     /* Rank 0 last: led parts use its stream. */
     for (uint32_t r = tp->n_held; r-- > 0;)
         ll_cuda_part_close(tp->part[r]);
@@ -102,23 +128,31 @@ static int open_parts(struct ll_cuda_tp *tp, const struct ll_backend_options *op
             return rc;
     }
     for (uint32_t r = 0; r < tp->n_held; r++) {
-        rc = ll_cuda_plan_pages(tp->part[r], tp->n_held, &n_pages, error);
+        cudaSetDevice(tp->part[r]->gpu);
+        rc = ll_cuda_plan_pages(tp->part[r], tp->form == LL_TP_LOCKSTEP ? tp->n_held : 1, &n_pages,
+                                error);
         if (rc < 0)
             return rc;
         least = n_pages < least ? n_pages : least;
     }
     for (uint32_t r = 0; r < tp->n_held; r++) {
+        cudaSetDevice(tp->part[r]->gpu);
         rc = ll_cuda_make_kv(tp->part[r], least, error);
         if (rc < 0)
             return rc;
+        cudaError_t done = cudaDeviceSynchronize();
+        if (done != cudaSuccess)
+            return ll_cuda_fail(error, "open", done);
         ll_cuda_add_caps(tp->part[r], caps);
     }
     cudaError_t s = cudaSuccess;
     for (int i = 0; i < 2 && s == cudaSuccess; i++)
         s = cudaHostAlloc((void **)&tp->bounce[i], LL_TP_BOUNCE, cudaHostAllocPortable);
-    if (s == cudaSuccess)
-        s = cudaDeviceSynchronize();
-    return s == cudaSuccess ? 0 : ll_cuda_fail(error, "open", s);
+    if (s != cudaSuccess)
+        return ll_cuda_fail(error, "host memory", s);
+    rc = tp->form == LL_TP_PEER ? ll_tp_peer_open(tp, error) : 0;
+    cudaSetDevice(tp->part[0]->gpu);
+    return rc;
 }
 
 int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *options,
@@ -132,10 +166,10 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
     if (rc < 0)
         return rc;
     if (!is_lockstep && !is_shard) {
-        snprintf(error->s, sizeof(error->s),
-                 "CUDA: %u ranks on as many GPUs: this version serves one GPU a process",
-                 options->tensor_parallel);
-        return LL_E_UNSUPPORTED;
+        const char *at = options->extra != NULL ? strstr(options->extra, "device=") : NULL;
+        rc = ll_tp_peer_check(options->tensor_parallel, at != NULL ? atoi(at + 7) : 0, error);
+        if (rc < 0)
+            return rc;
     }
     if (is_shard && !options->has_dummy_weights) {
         snprintf(error->s, sizeof(error->s),
@@ -146,9 +180,9 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
     struct ll_cuda_tp *tp = calloc(1, sizeof(*tp));
     if (tp == NULL)
         return -ENOMEM;
-    tp->form = is_lockstep ? LL_TP_LOCKSTEP : LL_TP_SHARD;
+    tp->form = is_lockstep ? LL_TP_LOCKSTEP : is_shard ? LL_TP_SHARD : LL_TP_PEER;
     tp->n_parts = options->tensor_parallel;
-    tp->n_held = is_lockstep ? tp->n_parts : 1;
+    tp->n_held = is_shard ? 1 : tp->n_parts;
     tp->whole = *shape;
     rc = open_parts(tp, options, caps, error);
     if (rc < 0) {
@@ -202,6 +236,7 @@ int ll_cuda_tp_want(struct ll_device *d, const struct ll_tensor *tensor, struct 
             return rc;
         wanted |= rc;
     }
+    cudaSetDevice(d->gpu);
     spans[0] = (struct ll_span){0, tensor->size_bytes, 0};
     return wanted;
 }
@@ -255,6 +290,7 @@ int ll_cuda_tp_begin(struct ll_device *d, uint32_t weights, struct ll_text *erro
 
     for (uint32_t r = 0; tp != NULL && r < tp->n_held && rc == 0; r++)
         rc = ll_cuda_begin(tp->part[r], weights, error);
+    cudaSetDevice(d->gpu);
     if (tp != NULL) /* what a load that was given up has left is done: its loader waited */
         tp->bounce_part[0] = tp->bounce_part[1] = NULL;
     return rc;
@@ -299,6 +335,7 @@ int ll_cuda_tp_feed(struct ll_device *d, uint32_t weights, const struct ll_tenso
             return rc;
         each[r] = (int64_t)one;
     }
+    cudaSetDevice(d->gpu);
     *ticket = (uint64_t)new_ticket(&tp->feeds, each);
     return 0;
 }
@@ -338,6 +375,7 @@ int ll_cuda_tp_seal(struct ll_device *d, uint32_t weights, struct ll_text *error
         cudaSetDevice(tp->part[r]->gpu);
         rc = ll_cuda_seal(tp->part[r], weights, error);
     }
+    cudaSetDevice(d->gpu);
     return rc;
 }
 
@@ -350,12 +388,16 @@ int64_t ll_cuda_tp_copy(struct ll_device *d, const struct ll_copy *list, uint32_
 
     if (tp == NULL)
         return ll_cuda_copy(d, list, n, error);
+    int rc = ll_cuda_tp_settle(d, error); /* B3 */
+    if (rc < 0)
+        return rc;
     for (uint32_t r = 0; r < tp->n_held; r++) {
         cudaSetDevice(tp->part[r]->gpu);
         each[r] = ll_cuda_copy(tp->part[r], list, n, error);
         if (each[r] < 0)
             return each[r];
     }
+    cudaSetDevice(d->gpu);
     return new_ticket(&tp->copies, each);
 }
 

@@ -67,6 +67,37 @@ for fault in hang address; do
     esac
 done
 
+if [ "$(nvidia-smi -L 2>/dev/null | grep -c "^GPU")" -ge 2 ]; then
+    echo "-- two ranks, rank 0 hangs: one message, the process ends"
+    llringd=$scratch/faults/llringd
+    LL_CUDA_FAULT=hang@20 start_runtime "$model" --device cuda --tensor-parallel-size 2
+    began=$(date +%s%N)
+    timeout 60 "$llring" complete --socket "$socket" --max-tokens 400 --ignore-eos "Once upon a time" \
+        >"$scratch/out1" 2>"$scratch/err1" </dev/null
+    rc=$?
+    [ $rc != 0 ] && [ $rc != 124 ] || fail "the client ended with $rc"
+    wait "$runtime_pid"
+    equal $? 3 "exit status of llringd"
+    echo "$((($(date +%s%N) - began) / 1000000)) ms from the request to the end"
+    runtime_pid=
+    cat "$scratch/log"
+    says "$scratch/log" "rank 1 waited 1.5 s for the"
+    equal "$(grep -c "rank 1 waited" "$scratch/log")" 1 "messages"
+
+    echo "-- two ranks: golden answers"
+    llringd=$build_dir/llringd
+    for more in "" "--quantization fp8"; do
+        # shellcheck disable=SC2086
+        run 0 "$llring" check "$model" --golden "$golden" -- --device cuda --tensor-parallel-size 2 $more
+        cat "$out"
+        says "$out" "prompt ids equal         40/40" "pass"
+    done
+else
+    echo "-- ranks without GPUs of their own are refused"
+    run 1 "$build_dir/llringd" "$model" --device cuda --tensor-parallel-size 2 --socket "$scratch/tp.sock"
+    says "$err" "needs as many GPUs, there are 1"
+fi
+
 echo "-- the GPU works again for the next process"
 llringd=$build_dir/llringd
 run 0 "$llring" check "$model" --golden "$golden" --cases 3 -- --device cuda

@@ -288,13 +288,14 @@ static int prefill(const struct ll_backend *b, struct ll_device *d, const struct
         if (run > 0 && ms < best_ms)
             best_ms = ms;
     }
-    if (rc == 0)
-        printf(s->is_json ? "{\"shape\": \"%s\", \"tp\": %u, \"weights\": \"%s\", \"kv\": \"%s\", "
-                            "\"prefill\": "
-                            "%u, \"ms\": %.3f, \"tok_s\": %.0f}\n"
-                          : "%-4s tp %u weights %-4s kv %-4s prefill %6u: %8.3f ms, %.0f tok/s\n",
-               s->shape_name, s->tp, s->weights, s->kv, s->prefill, best_ms,
+    if (rc == 0 && s->is_json)
+        printf("{\"shape\": \"%s\", \"tp\": %u, \"weights\": \"%s\", \"kv\": \"%s\", "
+               "\"prefill\": %u, \"chunk\": %u, \"ms\": %.3f, \"tok_s\": %.0f}\n",
+               s->shape_name, s->tp, s->weights, s->kv, s->prefill, s->n_tokens_max, best_ms,
                s->prefill / best_ms * 1e3);
+    else if (rc == 0)
+        printf("%-4s tp %u weights %-4s kv %-4s prefill %6u: %8.3f ms, %.0f tok/s\n", s->shape_name,
+               s->tp, s->weights, s->kv, s->prefill, best_ms, s->prefill / best_ms * 1e3);
     free(ids);
     free(pages);
     return rc;

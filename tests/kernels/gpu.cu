@@ -26,6 +26,16 @@ __global__ void spin_kernel(volatile uint32_t *flag)
         ;
 }
 
+__global__ void delay_kernel(uint64_t ns)
+{
+    uint64_t from, now;
+
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(from));
+    do
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+    while (now - from < ns);
+}
+
 __global__ void write_kernel(volatile uint32_t *at)
 {
     *at = 1;
@@ -48,6 +58,12 @@ extern "C" int ll_test_gpu_hang(uint32_t *flag, cudaStream_t stream)
 extern "C" int ll_test_gpu_wild_write(cudaStream_t stream)
 {
     write_kernel<<<1, 1, 0, stream>>>((uint32_t *)0x10);
+    return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
+}
+
+extern "C" int ll_test_gpu_delay(uint64_t ns, cudaStream_t stream)
+{
+    delay_kernel<<<1, 1, 0, stream>>>(ns);
     return cudaGetLastError() == cudaSuccess ? 0 : -EIO;
 }
 

@@ -7,9 +7,21 @@ static const struct ll_backend *cuda;
 #define DEMO_BACKEND() cuda
 #include "tests/kernels/golden.h"
 
+static bool has_demo;
+
+/* Where the demo model is not, what needs it is skipped. */
+static void need_demo(void)
+{
+    if (has_demo)
+        return;
+    printf("skipped: no demo model (tools/demo-model) or no tests/data/golden.json\n");
+    skip();
+}
+
 static void the_demo_model_in_2_and_4_parts_gives_99_percent_of_the_ids(void **state)
 {
     (void)state;
+    need_demo();
     for (uint32_t n = 2; n <= 4; n *= 2) { /* four share the two KV heads */
         struct ll_backend_options options = {
             .dtype = LL_DTYPE_BF16, .tensor_parallel = n, .extra = "tp=lockstep"};
@@ -22,6 +34,7 @@ static void the_demo_model_in_2_and_4_parts_gives_99_percent_of_the_ids(void **s
 static void odd_chunks_and_an_fp8_cache_too(void **state)
 {
     (void)state;
+    need_demo();
     struct ll_backend_options options = {
         .dtype = LL_DTYPE_BF16, .tensor_parallel = 2, .extra = "tp=lockstep"};
     struct answer a = run_cases(options, 300, 12, 37);
@@ -35,6 +48,7 @@ static void odd_chunks_and_an_fp8_cache_too(void **state)
 static void e4m3_weights_and_both_paths_of_products_too(void **state)
 {
     (void)state;
+    need_demo();
     struct ll_backend_options options = {
         .dtype = LL_DTYPE_BF16, .tensor_parallel = 2, .extra = "tp=lockstep"};
     demo_form = FEED_E4M3;
@@ -237,6 +251,50 @@ static void eight_parts_give_what_one_gives(void **state)
     }
 }
 
+/* On GPUs of their own the parts give the very bits that they give in lockstep. */
+static void two_gpus_give_the_bits_of_lockstep(void **state)
+{
+    (void)state;
+    static struct ll_ext lockstep[N_STEPS * N_TOP], peer[N_STEPS * N_TOP];
+    static const char *const extras[][2] = {
+        {"tp=lockstep", ""}, {"tp=lockstep,graph=0", "graph=0"}, {"tp=lockstep", "graph=0"}};
+    const struct ll_backend_options probe = {.struct_bytes = sizeof(probe),
+                                             .n_slots = 1,
+                                             .n_tokens_max = 16,
+                                             .n_rows_max = 1,
+                                             .pages_per_seq = 4,
+                                             .n_pages = 8,
+                                             .n_weights = 1,
+                                             .dtype = LL_DTYPE_BF16,
+                                             .has_dummy_weights = true,
+                                             .tensor_parallel = 2};
+    struct ll_backend_caps caps;
+    struct ll_text error = {""};
+    struct ll_device *device = NULL;
+    if (cuda->open(&device, &probe, &eight, &caps, &error) < 0) {
+        printf("%s\n", error.s);
+        assert_non_null(strstr(error.s, "--tensor-parallel-size 2"));
+        skip();
+    }
+    cuda->close(device);
+    for (size_t i = 0; i < LL_COUNT(extras); i++)
+        for (int form = FEED_BF16; form <= FEED_E4M3; form++) {
+            device = open_eight(2, (enum feed_as)form, extras[i][0]);
+            run_eight(device, lockstep);
+            cuda->close(device);
+            device = open_eight(2, (enum feed_as)form, extras[i][1]);
+            for (int again = 0; again < 3; again++) {
+                run_eight(device, peer);
+                assert_memory_equal(peer, lockstep, sizeof(peer));
+            }
+            cuda->close(device);
+        }
+    need_demo();
+    struct ll_backend_options options = {.dtype = LL_DTYPE_BF16, .tensor_parallel = 2};
+    struct answer a = run_cases(options, 2048, 40, 512);
+    assert_true(a.n_equal >= 0.99 * a.n_ids);
+}
+
 static void what_cannot_be_cut_is_refused(void **state)
 {
     (void)state;
@@ -278,6 +336,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_cannot_be_cut_is_refused),
         cmocka_unit_test(eight_parts_give_what_one_gives),
+        cmocka_unit_test(two_gpus_give_the_bits_of_lockstep),
         cmocka_unit_test(the_demo_model_in_2_and_4_parts_gives_99_percent_of_the_ids),
         cmocka_unit_test(odd_chunks_and_an_fp8_cache_too),
         cmocka_unit_test(e4m3_weights_and_both_paths_of_products_too),
@@ -286,10 +345,7 @@ int main(void)
     if (cuda == NULL)
         return LL_SKIPPED;
     golden = demo_golden();
-    if (golden == NULL || !demo_shape(&shape)) {
-        printf("skipped: no demo model (tools/demo-model) or no tests/data/golden.json\n");
-        return LL_SKIPPED;
-    }
+    has_demo = golden != NULL && demo_shape(&shape);
     int rc = cmocka_run_group_tests_name("kernels/cuda tp", tests, NULL, NULL);
     json_decref(golden);
     return rc;
