@@ -76,6 +76,7 @@ static int load(struct ll_reload *reload)
         .quantize_fp8 = setup->quantize_fp8,
         .numa_node = setup->topology.numa_node,
         .checksum = setup->config->weights_checksum[0] != 0 ? "print" : NULL,
+        .faults = reload->options.faults,
         .callback = on_progress,
         .context = reload,
     };

@@ -18,6 +18,7 @@
 #define RUNTIME_RELOAD_H
 
 #include "runtime/control.h"
+#include "runtime/reader.h"
 #include "runtime/setup.h"
 
 enum ll_reload_state {
@@ -54,6 +55,7 @@ struct ll_reload_options {
     struct ll_control *control;
     struct ll_info_region *info;
     struct ll_stats *stats;
+    const struct ll_reader_faults *faults; /* NULL but in tests */
 };
 
 /* -ENOMEM, ... Makes the thread where a set is reserved. */
