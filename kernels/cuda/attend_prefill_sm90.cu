@@ -4,13 +4,14 @@
  *
  *   out[t, h] = sum_j softmax_j(q[t, h] . k[j] * scale) v[j],  j <= position of t
  *
- * A block has one tile: up to 128 rows, each a (token, head of the KV head's group) pair, r = token
- * * G + head. Two warpgroups of consumers hold 64 rows each; a third brings K and V of 128 cached
- * tokens (two pages) at a time, from the newest back to the first. S = Q K^T and O += P V run on
- * the tensor cores while the other warpgroup does its softmax, P stays in registers.
+ * A tile is up to 128 rows, each a (token, head of the KV head's group) pair, r = token * G + head.
+ * Blocks stay and take tiles from a counter, the longest first. Two warpgroups of consumers hold 64
+ * rows each; the producer brings K and V of 128 cached tokens (two pages) at a time, from the
+ * newest back to the first, and runs ahead into the next tile. S = Q K^T and O += P V run on the
+ * tensor cores while the other warpgroup does its softmax; P stays in registers.
  *
  *   bf16 cache: boxes of 64 tokens x 64 dims come by the copy engine, swizzled on the way
- *   e4m3 cache: pages come raw; the third warpgroup widens them to fp16 (exact), so Q and P are
+ *   e4m3 cache: pages come raw; the producer's warps widen them to fp16 (exact), so Q and P are
  * fp16 too
  *
  * Borders of cached tiles lie at multiples of 128 positions and a tile whose tokens a row does not
@@ -20,10 +21,10 @@
 #include "kernels/cuda/attend.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-static constexpr int CHUNK = 2 * TILE;          /* cached tokens a turn */
-static constexpr int KV_STAGES = 2;             /* turns in shared memory, K and V each */
-static constexpr int RAW_STAGES = 4;            /* e4m3: raw K or V on the way */
-static constexpr int PREFILL_THREADS = 3 * 128; /* consumers 0 and 1, producer 2 */
+static constexpr int CHUNK = 2 * TILE; /* cached tokens a turn */
+static constexpr int KV_STAGES = 2;    /* turns in shared memory, K and V each */
+static constexpr int RAW_STAGES = 4;   /* e4m3: raw K or V on the way */
+static constexpr int WIDENERS = 1;     /* e4m3: warpgroups of the producer */
 static constexpr int ROWS = (int)LL_CUDA_TILE_ROWS;
 static constexpr int ATOM = 64; /* dims of a 128-byte row */
 
@@ -37,10 +38,22 @@ template <int D, bool FP8> struct prefill_smem {
     static constexpr int BYTES = RAW_AT + (FP8 ? RAW_STAGES * RAW : 0) + 1024;
 };
 
-struct prefill_barriers {
-    uint64_t k_full[KV_STAGES], k_free[KV_STAGES], v_full[KV_STAGES], v_free[KV_STAGES];
-    uint64_t raw_full[RAW_STAGES];
+/* What a block does next; n_tokens 0: nothing. */
+struct prefill_work {
+    ll_cuda_tile tile;
+    uint32_t head;
 };
+
+struct prefill_shared {
+    uint64_t k_full[KV_STAGES], k_free[KV_STAGES], v_full[KV_STAGES], v_free[KV_STAGES];
+    uint64_t raw_full[RAW_STAGES], work_full[2], work_free[2];
+    prefill_work work[2]; /* item i in i % 2 */
+};
+
+static constexpr int prefill_threads(bool is_fp8)
+{
+    return 256 + 128 * (is_fp8 ? WIDENERS : 1);
+}
 
 #if __CUDA_ARCH__ >= 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "for 9.0 this file needs sm_90a"
@@ -63,12 +76,74 @@ template <bool F16> __device__ static inline uint32_t pack_pair(float low, float
         return pack_bf16(low, high);
 }
 
+/* ---- work
+ * ---------------------------------------------------------------------------------------*/
+__device__ static inline prefill_work work_at(const ll_cuda_tables &t, uint32_t index,
+                                              uint32_t n_kv_heads)
+{
+    const uint32_t n_tiles = t.counts->n_tiles;
+    prefill_work work = {};
+
+    /* The last tiles see the most cached tokens: they start first. */
+    if (index / n_kv_heads < n_tiles)
+        work.tile = t.tiles[n_tiles - 1 - index / n_kv_heads];
+    work.head = index % n_kv_heads;
+    return work;
+}
+
+/* A block's first two items are fixed, the second from the far end of a second round, so that sums
+ * are even; the rest are taken as they come. */
+__device__ static inline uint32_t work_second()
+{
+    return 2 * gridDim.x - 1 - blockIdx.x;
+}
+__device__ static inline uint32_t work_take(ll_cuda_counts *counts)
+{
+    return 2 * gridDim.x + atomicAdd(&counts->prefill_next, 1);
+}
+
+/* One thread: tells the block its item i. */
+__device__ static inline void work_give(prefill_shared &sh, uint32_t i, const prefill_work &work)
+{
+    barrier_wait(&sh.work_free[i % 2], (i / 2 & 1) ^ 1);
+    sh.work[i % 2] = work;
+    barrier_arrive(&sh.work_full[i % 2]);
+}
+
+/* A warp. */
+__device__ static inline prefill_work work_get(prefill_shared &sh, uint32_t i)
+{
+    barrier_wait(&sh.work_full[i % 2], i / 2 & 1);
+    const prefill_work work = sh.work[i % 2];
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(&sh.work_free[i % 2]);
+    return work;
+}
+
+/* One thread, after the block's last take: the last block of all leaves the counters at zero. */
+__device__ static inline void work_end(ll_cuda_counts *counts)
+{
+    __threadfence();
+    if (atomicAdd(&counts->prefill_done, 1) == gridDim.x - 1) {
+        counts->prefill_next = 0;
+        counts->prefill_done = 0;
+    }
+}
+
 /* ---- producer
  * -----------------------------------------------------------------------------------*/
 /* Cached tokens of the tile, newest turn first: turn i is chunk n_turns - 1 - i. */
 struct prefill_range {
     const uint32_t *pages;
     uint32_t n_kv, n_turns, head, n_kv_heads;
+
+    __device__ prefill_range(const ll_cuda_tables &t, const prefill_work &work, uint32_t n)
+        : pages(t.page_table + (size_t)work.tile.slot * t.pages_per_seq),
+          n_kv(work.tile.pos + work.tile.n_tokens), n_turns((n_kv + CHUNK - 1) / CHUNK),
+          head(work.head), n_kv_heads(n)
+    {
+    }
     __device__ uint32_t chunk(uint32_t turn) const { return n_turns - 1 - turn; }
     /* Page p (0, 1) of a turn; past the end the last one again, which is masked. */
     __device__ uint32_t page(uint32_t turn, uint32_t p) const
@@ -84,137 +159,241 @@ struct prefill_range {
 
 /* One thread. */
 template <int D>
-__device__ static inline void produce_bf16(const CUtensorMap *map, const prefill_range &range,
-                                           unsigned char *smem, prefill_barriers &bar)
+__device__ static inline void produce_bf16(const CUtensorMap *map, const ll_cuda_tables &t,
+                                           uint32_t n_kv_heads, unsigned char *smem,
+                                           prefill_shared &sh)
 {
     using S = prefill_smem<D, false>;
-    uint32_t page[2] = {range.page(0, 0), range.page(0, 1)}, older[2] = {page[0], page[1]};
+    prefill_work work = work_at(t, blockIdx.x, n_kv_heads);
+    prefill_work next = work_at(t, work_second(), n_kv_heads);
+    uint32_t at = 0; /* turns of the tiles before */
+    uint32_t page[2] = {}, older[2] = {};
 
-    auto copy = [&](unsigned char *to, const uint32_t(&of)[2], uint32_t which, uint64_t *full) {
-        barrier_expect(full, S::KV);
+    if (work.tile.n_tokens != 0) {
+        const prefill_range range(t, work, n_kv_heads);
+        page[0] = range.page(0, 0);
+        page[1] = range.page(0, 1);
+    }
+    for (uint32_t item = 0;; item++) {
+        work_give(sh, item, work);
+        if (work.tile.n_tokens == 0)
+            break;
+        const uint32_t later = work_take(t.counts);
+        const prefill_range range(t, work, n_kv_heads), range_next(t, next, n_kv_heads);
+
+        auto copy = [&](unsigned char *to, const uint32_t(&of)[2], uint32_t which, uint64_t *full) {
+            barrier_expect(full, S::KV);
 #pragma unroll
-        for (int p = 0; p < 2; p++)
+            for (int p = 0; p < 2; p++)
 #pragma unroll
-            for (int part = 0; part < D / ATOM; part++)
-                copy_box(to + part * CHUNK * 128 + p * TILE * 128, map, part * ATOM,
-                         range.row(of[p], which), full);
-    };
-    /* K is wanted a turn before V: K 0, K 1, V 0, K 2, V 1, ... */
-    for (uint32_t turn = 0; turn <= range.n_turns; turn++) {
-        if (turn < range.n_turns) {
-            const uint32_t stage = turn % KV_STAGES, parity = turn / KV_STAGES & 1;
-            uint32_t next[2] = {};
+                for (int part = 0; part < D / ATOM; part++)
+                    copy_box(to + part * CHUNK * 128 + p * TILE * 128, map, part * ATOM,
+                             range.row(of[p], which), full);
+        };
+        /* K is wanted a turn before V: K 0, K 1, V 0, K 2, V 1, ... */
+        for (uint32_t turn = 0; turn <= range.n_turns; turn++) {
+            uint32_t newer[2] = {};
             if (turn + 1 < range.n_turns) {
-                next[0] = range.page(turn + 1, 0);
-                next[1] = range.page(turn + 1, 1);
+                newer[0] = range.page(turn + 1, 0);
+                newer[1] = range.page(turn + 1, 1);
+            } else if (turn + 1 == range.n_turns && next.tile.n_tokens != 0) {
+                newer[0] = range_next.page(0, 0);
+                newer[1] = range_next.page(0, 1);
             }
-            barrier_wait(&bar.k_free[stage], parity ^ 1);
-            copy(smem + S::K_AT + stage * S::KV, page, 0, &bar.k_full[stage]);
+            if (turn < range.n_turns) {
+                const uint32_t k = (at + turn) % KV_STAGES;
+                barrier_wait(&sh.k_free[k], ((at + turn) / KV_STAGES & 1) ^ 1);
+                copy(smem + S::K_AT + k * S::KV, page, 0, &sh.k_full[k]);
+            }
             if (turn > 0) {
-                const uint32_t v = (turn - 1) % KV_STAGES;
-                barrier_wait(&bar.v_free[v], ((turn - 1) / KV_STAGES & 1) ^ 1);
-                copy(smem + S::V_AT + v * S::KV, older, 1, &bar.v_full[v]);
+                const uint32_t v = (at + turn - 1) % KV_STAGES;
+                barrier_wait(&sh.v_free[v], ((at + turn - 1) / KV_STAGES & 1) ^ 1);
+                copy(smem + S::V_AT + v * S::KV, older, 1, &sh.v_full[v]);
             }
-            older[0] = page[0];
-            older[1] = page[1];
-            page[0] = next[0];
-            page[1] = next[1];
-        } else {
-            const uint32_t v = (turn - 1) % KV_STAGES;
-            barrier_wait(&bar.v_free[v], ((turn - 1) / KV_STAGES & 1) ^ 1);
-            copy(smem + S::V_AT + v * S::KV, older, 1, &bar.v_full[v]);
+            if (turn < range.n_turns) {
+                older[0] = page[0];
+                older[1] = page[1];
+                page[0] = newer[0];
+                page[1] = newer[1];
+            }
         }
+        at += range.n_turns;
+        work = next;
+        next = work_at(t, later, n_kv_heads);
+    }
+    work_end(t.counts);
+}
+
+__device__ static inline uint32_t widen_pair(uint32_t two)
+{
+    uint32_t wide;
+    asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}"
+        : "=r"(wide)
+        : "r"(two));
+    return wide;
+}
+
+/* Rows of raw e4m3 to fp16 parts; rows from n_valid on become zero. */
+template <int D>
+__device__ static inline void widen_chunk(unsigned char *to, const unsigned char *raw,
+                                          uint32_t n_valid)
+{
+#pragma unroll 4
+    for (int c = threadIdx.x - 256; c < CHUNK * D / 16; c += 128 * WIDENERS) {
+        const int row = c / (D / 16), column = c % (D / 16), part = column / 4;
+        uint4 q = *(const uint4 *)(raw + c * 16);
+        if (row >= (int)n_valid)
+            q = make_uint4(0, 0, 0, 0);
+        const uint4 low = make_uint4(widen_pair(q.x), widen_pair(q.x >> 16), widen_pair(q.y),
+                                     widen_pair(q.y >> 16));
+        const uint4 high = make_uint4(widen_pair(q.z), widen_pair(q.z >> 16), widen_pair(q.w),
+                                      widen_pair(q.w >> 16));
+        /* Parts take turns in which half goes first: eight lanes meet eight banks. */
+        unsigned char *line = to + part * CHUNK * 128 + row * 128;
+        const int first = column % 4 * 2, odd = part & 1;
+        *(uint4 *)(line + (((first + odd) ^ (row & 7)) * 16)) = odd ? high : low;
+        *(uint4 *)(line + (((first + 1 - odd) ^ (row & 7)) * 16)) = odd ? low : high;
     }
 }
 
-/* 128 threads. Unit u of the raw ring: K 0, K 1, V 0, K 2, V 1, ..., V n - 1. */
+/* All threads of the producer. Unit u of a tile's 2 n: K 0, K 1, V 0, K 2, V 1, ..., V n - 1. */
 template <int D>
-__device__ static inline void produce_e4m3(const unsigned char *kv, const prefill_range &range,
-                                           unsigned char *smem, prefill_barriers &bar)
+__device__ static inline void produce_e4m3(const unsigned char *kv, const ll_cuda_tables &t,
+                                           uint32_t n_kv_heads, unsigned char *smem,
+                                           prefill_shared &sh)
 {
     using S = prefill_smem<D, true>;
-    const uint32_t thread = threadIdx.x % 128, n_units = 2 * range.n_turns;
-    auto is_v = [&](uint32_t u) { return u > 0 && (u % 2 == 0 || u == n_units - 1); };
-    auto turn_of = [&](uint32_t u) {
-        return u == 0 ? 0 : u == n_units - 1 ? range.n_turns - 1 : is_v(u) ? u / 2 - 1 : u / 2 + 1;
-    };
-    auto fetch = [&](uint32_t u) {
-        if (u >= n_units || thread != 0)
-            return;
-        const uint32_t slot = u % RAW_STAGES, turn = turn_of(u);
-        unsigned char *to = smem + S::RAW_AT + slot * S::RAW;
-        barrier_expect(&bar.raw_full[slot], S::RAW);
-#pragma unroll
-        for (int p = 0; p < 2; p++)
-            copy_bulk(to + p * TILE * D, kv + (size_t)range.row(range.page(turn, p), is_v(u)) * D,
-                      TILE * D, &bar.raw_full[slot]);
-    };
-    for (uint32_t u = 0; u < RAW_STAGES; u++)
-        fetch(u);
-    for (uint32_t u = 0; u < n_units; u++) {
-        const uint32_t slot = u % RAW_STAGES, turn = turn_of(u), stage = turn % KV_STAGES;
-        const uint32_t parity = turn / KV_STAGES & 1;
-        const bool v = is_v(u);
-        const unsigned char *raw = smem + S::RAW_AT + slot * S::RAW;
-        unsigned char *to = smem + (v ? S::V_AT : S::K_AT) + stage * S::KV;
-        const uint32_t n_valid = range.n_kv - range.chunk(turn) * CHUNK;
-        barrier_wait(v ? &bar.v_free[stage] : &bar.k_free[stage], parity ^ 1);
-        barrier_wait(&bar.raw_full[slot], u / RAW_STAGES & 1);
-#pragma unroll 4
-        for (int c = thread; c < CHUNK * D / 16; c += 128) {
-            const int row = c / (D / 16), column = c % (D / 16), part = column / 4;
-            uint4 q = *(const uint4 *)(raw + c * 16);
-            if (row >= (int)n_valid)
-                q = make_uint4(0, 0, 0, 0);
-            const uint32_t word[4] = {q.x, q.y, q.z, q.w};
-            uint32_t wide[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const __half2_raw pair = __nv_cvt_fp8x2_to_halfraw2(
-                    (__nv_fp8x2_storage_t)(word[i / 2] >> (16 * (i & 1))), __NV_E4M3);
-                wide[i] = (uint32_t)pair.x | (uint32_t)pair.y << 16;
-            }
-            /* Parts take turns in which half goes first: eight lanes meet eight banks. */
-            unsigned char *line = to + part * CHUNK * 128 + row * 128;
-            const int first = column % 4 * 2, odd = part & 1;
-            const uint4 low = make_uint4(wide[0], wide[1], wide[2], wide[3]);
-            const uint4 high = make_uint4(wide[4], wide[5], wide[6], wide[7]);
-            *(uint4 *)(line + (((first + odd) ^ (row & 7)) * 16)) = odd ? high : low;
-            *(uint4 *)(line + (((first + 1 - odd) ^ (row & 7)) * 16)) = odd ? low : high;
-        }
-        fence_async();
-        barrier_arrive(v ? &bar.v_full[stage] : &bar.k_full[stage]);
-        named_sync(6, 128); /* all have read the raw unit: its place may be filled again */
-        fetch(u + RAW_STAGES);
+    const bool is_first = threadIdx.x == 256;
+    uint32_t at = 0, n_before = 0; /* turns and units of the tiles before */
+
+    prefill_work next = {};
+
+    if (is_first) {
+        work_give(sh, 0, work_at(t, blockIdx.x, n_kv_heads));
+        next = work_at(t, work_second(), n_kv_heads);
     }
+    for (uint32_t item = 0;; item++) {
+        const prefill_work work = work_get(sh, item);
+        if (work.tile.n_tokens == 0)
+            break;
+        const prefill_range range(t, work, n_kv_heads);
+        const uint32_t n_units = 2 * range.n_turns;
+        const uint32_t later = is_first ? work_take(t.counts) : 0;
+        auto is_v = [&](uint32_t u) { return u > 0 && (u % 2 == 0 || u == n_units - 1); };
+        auto turn_of = [&](uint32_t u) {
+            return u == 0             ? 0
+                   : u == n_units - 1 ? range.n_turns - 1
+                   : is_v(u)          ? u / 2 - 1
+                                      : u / 2 + 1;
+        };
+        auto page_of = [&](uint32_t u, uint32_t p) {
+            return is_first && u < n_units ? range.page(turn_of(u), p) : 0;
+        };
+        auto fetch = [&](uint32_t u, uint32_t page0, uint32_t page1) {
+            if (u >= n_units || !is_first)
+                return;
+            const uint32_t slot = (n_before + u) % RAW_STAGES, page[2] = {page0, page1};
+            unsigned char *to = smem + S::RAW_AT + slot * S::RAW;
+            barrier_expect(&sh.raw_full[slot], S::RAW);
+#pragma unroll
+            for (int p = 0; p < 2; p++)
+                copy_bulk(to + p * TILE * D, kv + (size_t)range.row(page[p], is_v(u)) * D, TILE * D,
+                          &sh.raw_full[slot]);
+        };
+        for (uint32_t u = 0; u < RAW_STAGES; u++)
+            fetch(u, page_of(u, 0), page_of(u, 1));
+        for (uint32_t u = 0; u < n_units; u++) {
+            const uint32_t slot = (n_before + u) % RAW_STAGES, turn = turn_of(u);
+            const uint32_t stage = (at + turn) % KV_STAGES, parity = (at + turn) / KV_STAGES & 1;
+            const bool v = is_v(u);
+            /* Asked for now, used after the widening. */
+            const uint32_t page0 = page_of(u + RAW_STAGES, 0), page1 = page_of(u + RAW_STAGES, 1);
+            barrier_wait(v ? &sh.v_free[stage] : &sh.k_free[stage], parity ^ 1);
+            barrier_wait(&sh.raw_full[slot], (n_before + u) / RAW_STAGES & 1);
+            widen_chunk<D>(smem + (v ? S::V_AT : S::K_AT) + stage * S::KV,
+                           smem + S::RAW_AT + slot * S::RAW,
+                           range.n_kv - range.chunk(turn) * CHUNK);
+            fence_async();
+            __syncwarp();
+            if (threadIdx.x % 32 == 0)
+                barrier_arrive(v ? &sh.v_full[stage] : &sh.k_full[stage]);
+            named_sync(6, 128 * WIDENERS); /* all have read the raw unit: its place may be filled */
+            fetch(u + RAW_STAGES, page0, page1);
+        }
+        at += range.n_turns;
+        n_before += n_units;
+        if (is_first) {
+            work_give(sh, item + 1, next);
+            next = work_at(t, later, n_kv_heads);
+        }
+    }
+    if (is_first)
+        work_end(t.counts);
 }
 
 /* ---- consumers
  * ------------------------------------------------------------------------------------*/
-/* This warpgroup's 64 rows of Q into shared memory; rows past the tile's are zero. */
+/* What all tiles share. */
+struct prefill_model {
+    const bf16 *qkv;
+    bf16 *out;
+    const float *kv_scale;
+    uint32_t n_heads, n_kv_heads, n_group, inverse; /* ceil(65536 / n_group) */
+    float scale;
+
+    /* Row r of a tile: its token and head of the group; exact for 128 rows and 16 heads. */
+    __device__ uint32_t token(uint32_t r) const { return r * inverse >> 16; }
+    __device__ uint32_t head(uint32_t r) const { return r - token(r) * n_group; }
+};
+
+/* 16 bytes c of this warpgroup's 64 rows of Q and of the output: their row, and their place in
+ * shared memory. */
+template <int D> struct prefill_piece {
+    uint32_t row, chunk, at;
+    __device__ explicit prefill_piece(uint32_t c)
+        : row(c / (D / 8)), chunk(c % (D / 8)),
+          at(chunk / 8 * 64 * 128 + row * 128 + ((chunk % 8) ^ (row & 7)) * 16)
+    {
+    }
+};
+
+/* This warpgroup's rows of Q on their way to registers; rows past the tile's are zero. */
+template <int D>
+__device__ static inline void load_q(uint4 (&x)[D / 16], const prefill_model &model,
+                                     const prefill_work &work)
+{
+    const uint32_t width = (model.n_heads + 2 * model.n_kv_heads) * D;
+    const uint32_t n_rows = work.tile.n_tokens * model.n_group;
+    const bf16 *from = model.qkv + (size_t)work.tile.token * width + work.head * model.n_group * D;
+
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        const prefill_piece<D> piece(threadIdx.x % 128 + i * 128);
+        const uint32_t r = threadIdx.x / 128 * 64 + piece.row;
+        x[i] = make_uint4(0, 0, 0, 0);
+        if (r < n_rows)
+            x[i] = *(const uint4 *)(from + (size_t)model.token(r) * width + model.head(r) * D +
+                                    piece.chunk * 8);
+    }
+}
+
 template <int D, bool F16>
-__device__ static inline void load_q_rows(unsigned char *to, const bf16 *q_base, uint32_t first_row,
-                                          uint32_t n_rows, uint32_t n_group, uint32_t width)
+__device__ static inline void place_q(unsigned char *to, const uint4 (&x)[D / 16])
 {
 #pragma unroll
-    for (int c = threadIdx.x % 128; c < 64 * D / 8; c += 128) {
-        const int row = c / (D / 8), chunk = c % (D / 8);
-        const uint32_t r = first_row + row;
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (r < n_rows)
-            x = *(const uint4 *)(q_base + (size_t)(r / n_group) * width + r % n_group * D +
-                                 chunk * 8);
+    for (int i = 0; i < D / 16; i++) {
+        uint4 y = x[i];
         if constexpr (F16) {
             float f[8];
-            unpack(*reinterpret_cast<const bf16x8 *>(&x), f);
             uint32_t wide[4];
+            unpack(*reinterpret_cast<const bf16x8 *>(&y), f);
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                wide[i] = pack_pair<true>(fminf(fmaxf(f[2 * i], -65504.0f), 65504.0f),
-                                          fminf(fmaxf(f[2 * i + 1], -65504.0f), 65504.0f));
-            x = make_uint4(wide[0], wide[1], wide[2], wide[3]);
+            for (int k = 0; k < 4; k++)
+                wide[k] = pack_pair<true>(fminf(fmaxf(f[2 * k], -65504.0f), 65504.0f),
+                                          fminf(fmaxf(f[2 * k + 1], -65504.0f), 65504.0f));
+            y = make_uint4(wide[0], wide[1], wide[2], wide[3]);
         }
-        *(uint4 *)(to + chunk / 8 * 64 * 128 + row * 128 + ((chunk % 8) ^ (row & 7)) * 16) = x;
+        *(uint4 *)(to + prefill_piece<D>(threadIdx.x % 128 + i * 128).at) = y;
     }
 }
 
@@ -291,32 +470,34 @@ __device__ static inline void pack_probabilities(uint32_t (&p)[8][4], const floa
             p[i][k] = pack_pair<F16>(s[8 * i + 2 * k], s[8 * i + 2 * k + 1]);
 }
 
-/* Turns [from, to): scores of each, values of the one before; both in flight during the softmax. */
+/* Turns [from, to): scores of each, values of the one before; both in flight during the softmax.
+ * at: turns of the tiles before. */
 template <int D, bool FP8, bool MASKED>
-__device__ static inline void
-consume(uint32_t from, uint32_t to, const prefill_range &range, prefill_softmax &x, float (&s)[64],
-        float (&o)[D / 2], uint32_t (&p)[8][4], uint32_t q, uint32_t smem, prefill_barriers &bar)
+__device__ static inline void consume(uint32_t from, uint32_t to, uint32_t at,
+                                      const prefill_range &range, prefill_softmax &x,
+                                      float (&s)[64], float (&o)[D / 2], uint32_t (&p)[8][4],
+                                      uint32_t q, uint32_t smem, prefill_shared &sh)
 {
     using S = prefill_smem<D, FP8>;
     const uint32_t lane = threadIdx.x % 32;
 
     for (uint32_t turn = from; turn < to; turn++) {
-        const uint32_t k = turn % KV_STAGES, v = (turn - 1) % KV_STAGES;
-        barrier_wait(&bar.k_full[k], turn / KV_STAGES & 1);
+        const uint32_t k = (at + turn) % KV_STAGES, v = (at + turn - 1) % KV_STAGES;
+        barrier_wait(&sh.k_full[k], (at + turn) / KV_STAGES & 1);
         wgmma_fence();
         issue_scores<D, FP8>(s, q, smem + S::K_AT + k * S::KV);
-        barrier_wait(&bar.v_full[v], (turn - 1) / KV_STAGES & 1);
+        barrier_wait(&sh.v_full[v], (at + turn - 1) / KV_STAGES & 1);
         wgmma_fence();
         issue_values<D, FP8>(o, p, smem + S::V_AT + v * S::KV);
         wgmma_wait<1>();
         wgmma_settle(s);
         if (lane == 0)
-            barrier_arrive(&bar.k_free[k]);
+            barrier_arrive(&sh.k_free[k]);
         softmax_turn<MASKED>(x, s, range.chunk(turn) * CHUNK + lane % 4 * 2);
         wgmma_wait<0>();
         wgmma_settle(o);
         if (lane == 0)
-            barrier_arrive(&bar.v_free[v]);
+            barrier_arrive(&sh.v_free[v]);
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             o[i] *= x.keep[i / 2 % 2];
@@ -336,56 +517,18 @@ template <int D> __device__ static inline void zero_tail(unsigned char *v, uint3
     named_sync(3 + threadIdx.x / 128, 128);
 }
 
-template <int D, bool FP8>
-__device__ static inline void
-consume_tile(const ll_cuda_tile &tile, const prefill_range &range, const bf16 *q_base,
-             bf16 *out_base, uint32_t n_rows, uint32_t n_group, uint32_t width, uint32_t out_width,
-             float unit, float out_scale, unsigned char *smem, prefill_barriers &bar)
+/* O / l of this warpgroup's rows, through Q's place, so that whole lines go out. */
+template <int D>
+__device__ static inline void store_tile(const prefill_model &model, const prefill_work &work,
+                                         const prefill_softmax &x, const float (&o)[D / 2],
+                                         float out_scale, unsigned char *rows)
 {
-    using S = prefill_smem<D, FP8>;
     const uint32_t group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    unsigned char *q_rows = smem + group * 64 * D * 2;
-    const uint32_t q = smem_address(q_rows), base = smem_address(smem);
-    prefill_softmax x = {{-INFINITY, -INFINITY}, {}, {}, unit, {}};
-    float s[64], o[D / 2] = {};
-    uint32_t p[8][4];
-
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const uint32_t row = group * 64 + warp * 16 + lane / 4 + r * 8;
-        x.limit[r] = row < n_rows ? tile.pos + row / n_group + 1 : 0;
-    }
-    load_q_rows<D, FP8>(q_rows, q_base, group * 64, n_rows, n_group, width);
-    fence_async();
-    named_sync(3 + group, 128);
-
-    barrier_wait(&bar.k_full[0], 0);
-    wgmma_fence();
-    issue_scores<D, FP8>(s, q, base + S::K_AT);
-    wgmma_wait<0>();
-    wgmma_settle(s);
-    if (lane == 0)
-        barrier_arrive(&bar.k_free[0]);
-    softmax_turn<true>(x, s, range.chunk(0) * CHUNK + lane % 4 * 2);
-    pack_probabilities<FP8>(p, s);
-    if (!FP8 && range.n_kv % CHUNK != 0) {
-        barrier_wait(&bar.v_full[0], 0);
-        zero_tail<D>(smem + S::V_AT, range.n_kv % CHUNK);
-    }
-    /* Chunks that end at or before the first row's limit need no mask. */
-    const uint32_t n_masked = max(1u, range.n_turns - (tile.pos + 1) / CHUNK);
-    consume<D, FP8, true>(1, n_masked, range, x, s, o, p, q, base, bar);
-    consume<D, FP8, false>(n_masked, range.n_turns, range, x, s, o, p, q, base, bar);
-
-    const uint32_t last = range.n_turns - 1, v = last % KV_STAGES;
-    barrier_wait(&bar.v_full[v], last / KV_STAGES & 1);
-    wgmma_fence();
-    issue_values<D, FP8>(o, p, base + S::V_AT + v * S::KV);
-    wgmma_wait<0>();
-    wgmma_settle(o);
-
-    /* Through Q's place, so that whole lines go out. */
+    const uint32_t n_rows = work.tile.n_tokens * model.n_group;
+    bf16 *to =
+        model.out + ((size_t)work.tile.token * model.n_heads + work.head * model.n_group) * D;
     float inverse[2];
+
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float l = x.l[r];
@@ -398,23 +541,89 @@ consume_tile(const ll_cuda_tile &tile, const prefill_range &range, const bf16 *q
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const uint32_t row = warp * 16 + lane / 4 + r * 8;
-            *(uint32_t *)(q_rows + n / 8 * 64 * 128 + row * 128 + ((n % 8) ^ (row & 7)) * 16 +
+            *(uint32_t *)(rows + n / 8 * 64 * 128 + row * 128 + ((n % 8) ^ (row & 7)) * 16 +
                           lane % 4 * 4) =
                 pack_bf16(o[4 * n + 2 * r] * inverse[r], o[4 * n + 2 * r + 1] * inverse[r]);
         }
     named_sync(3 + group, 128);
-    for (int c = threadIdx.x % 128; c < 64 * D / 8; c += 128) {
-        const uint32_t row = c / (D / 8), chunk = c % (D / 8), r = group * 64 + row;
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        const prefill_piece<D> piece(threadIdx.x % 128 + i * 128);
+        const uint32_t r = group * 64 + piece.row;
         if (r < n_rows)
-            *(uint4 *)(out_base + (size_t)(r / n_group) * out_width + r % n_group * D + chunk * 8) =
-                *(const uint4 *)(q_rows + chunk / 8 * 64 * 128 + row * 128 +
-                                 ((chunk % 8) ^ (row & 7)) * 16);
+            *(uint4 *)(to + ((size_t)model.token(r) * model.n_heads + model.head(r)) * D +
+                       piece.chunk * 8) = *(const uint4 *)(rows + piece.at);
     }
+    named_sync(3 + group, 128); /* the next tile's Q may come */
+}
+
+/* One tile, whose Q is in x; then work and x are the next one's. */
+template <int D, bool FP8>
+__device__ static inline void
+consume_tile(const prefill_model &model, prefill_work &work, uint4 (&q_next)[D / 16], uint32_t item,
+             uint32_t at, const prefill_range &range, unsigned char *smem, prefill_shared &sh)
+{
+    using S = prefill_smem<D, FP8>;
+    const uint32_t group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    unsigned char *q_rows = smem + group * 64 * D * 2;
+    const uint32_t q = smem_address(q_rows), base = smem_address(smem);
+    prefill_softmax x = {{-INFINITY, -INFINITY}, {}, {}, model.scale * LOG2E, {}};
+    float out_scale = 1.0f, s[64], o[D / 2] = {};
+    uint32_t p[8][4];
+
+    if constexpr (FP8) {
+        x.unit *= scale_of<FP8>(model.kv_scale, work.head);
+        out_scale = scale_of<FP8>(model.kv_scale, model.n_kv_heads + work.head);
+    }
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const uint32_t row = group * 64 + warp * 16 + lane / 4 + r * 8;
+        x.limit[r] =
+            row < work.tile.n_tokens * model.n_group ? work.tile.pos + model.token(row) + 1 : 0;
+    }
+    if constexpr (FP8) /* there were no registers for it before */
+        load_q<D>(q_next, model, work);
+    place_q<D, FP8>(q_rows, q_next);
+    fence_async();
+    named_sync(3 + group, 128);
+
+    const uint32_t first = at % KV_STAGES, parity = at / KV_STAGES & 1;
+    barrier_wait(&sh.k_full[first], parity);
+    wgmma_fence();
+    issue_scores<D, FP8>(s, q, base + S::K_AT + first * S::KV);
+    wgmma_wait<0>();
+    wgmma_settle(s);
+    if (lane == 0)
+        barrier_arrive(&sh.k_free[first]);
+    softmax_turn<true>(x, s, range.chunk(0) * CHUNK + lane % 4 * 2);
+    pack_probabilities<FP8>(p, s);
+    if (!FP8 && range.n_kv % CHUNK != 0) {
+        barrier_wait(&sh.v_full[first], parity);
+        zero_tail<D>(smem + S::V_AT + first * S::KV, range.n_kv % CHUNK);
+    }
+    /* Chunks that end at or before the first row's limit need no mask. */
+    const uint32_t n_masked = max(1u, range.n_turns - (work.tile.pos + 1) / CHUNK);
+    consume<D, FP8, true>(1, n_masked, at, range, x, s, o, p, q, base, sh);
+    consume<D, FP8, false>(n_masked, range.n_turns, at, range, x, s, o, p, q, base, sh);
+
+    const uint32_t last = at + range.n_turns - 1, v = last % KV_STAGES;
+    barrier_wait(&sh.v_full[v], last / KV_STAGES & 1);
+    wgmma_fence();
+    issue_values<D, FP8>(o, p, base + S::V_AT + v * S::KV);
+    const prefill_work done = work;
+    work = work_get(sh, item + 1);
+    if (!FP8 && work.tile.n_tokens != 0)
+        load_q<D>(q_next, model, work);
+    wgmma_wait<0>();
+    wgmma_settle(o);
+    if (lane == 0)
+        barrier_arrive(&sh.v_free[v]);
+    store_tile<D>(model, done, x, o, out_scale, q_rows);
 }
 #endif
 
 template <int D, bool FP8>
-__global__ void __launch_bounds__(PREFILL_THREADS, 1)
+__global__ void __launch_bounds__(prefill_threads(FP8), 1)
     prefill_sm90_kernel(const __grid_constant__ CUtensorMap map, const ll_cuda_tables t,
                         const bf16 *__restrict__ qkv, const unsigned char *kv,
                         const float *__restrict__ kv_scale, bf16 *__restrict__ out,
@@ -422,51 +631,50 @@ __global__ void __launch_bounds__(PREFILL_THREADS, 1)
 {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ unsigned char shared[];
-    __shared__ prefill_barriers bar;
-    pdl_wait();
-    const uint32_t n_tiles = t.counts->n_tiles, index = blockIdx.x / n_kv_heads;
-    if (index >= n_tiles)
-        return;
-    /* The last tiles see the most cached tokens: they start first. */
-    const ll_cuda_tile tile = t.tiles[n_tiles - 1 - index];
-    const uint32_t head = blockIdx.x % n_kv_heads, n_group = n_heads / n_kv_heads;
-    const uint32_t n_kv = tile.pos + tile.n_tokens;
-    const prefill_range range = {t.page_table + (size_t)tile.slot * t.pages_per_seq, n_kv,
-                                 (n_kv + CHUNK - 1) / CHUNK, head, n_kv_heads};
+    __shared__ prefill_shared sh;
     unsigned char *smem = shared + (1024 - (smem_address(shared) & 1023)) % 1024;
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < KV_STAGES; i++) {
-            barrier_init(&bar.k_full[i], FP8 ? 128 : 1);
-            barrier_init(&bar.v_full[i], FP8 ? 128 : 1);
-            barrier_init(&bar.k_free[i], 8); /* a lane of each consumer warp */
-            barrier_init(&bar.v_free[i], 8);
+            barrier_init(&sh.k_full[i], FP8 ? 4 * WIDENERS : 1); /* a lane of each warp */
+            barrier_init(&sh.v_full[i], FP8 ? 4 * WIDENERS : 1);
+            barrier_init(&sh.k_free[i], 8);
+            barrier_init(&sh.v_free[i], 8);
         }
         for (int i = 0; i < RAW_STAGES; i++)
-            barrier_init(&bar.raw_full[i], 1);
+            barrier_init(&sh.raw_full[i], 1);
+        for (int i = 0; i < 2; i++) {
+            barrier_init(&sh.work_full[i], 1);
+            barrier_init(&sh.work_free[i], 8 + (FP8 ? 4 * WIDENERS : 0));
+        }
         barrier_init_done();
     }
     __syncthreads();
+    pdl_wait();
 
     /* From lane 0, so that the compiler sees that a warp goes one way. */
-    const uint32_t group = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    if (group == 2) {
-        if constexpr (FP8) {
-            registers_give<72>();
-            produce_e4m3<D>(kv, range, smem, bar);
-        } else {
-            registers_give<24>();
-            if (threadIdx.x == 256)
-                produce_bf16<D>(&map, range, smem, bar);
-        }
+    if (__shfl_sync(~0u, threadIdx.x / 128, 0) >= 2) {
+        registers_give<FP8 ? 104 : 40>();
+        if constexpr (FP8)
+            produce_e4m3<D>(kv, t, n_kv_heads, smem, sh);
+        else if (threadIdx.x == 256)
+            produce_bf16<D>(&map, t, n_kv_heads, smem, sh);
     } else {
-        registers_take<FP8 ? 216 : 240>();
-        const uint32_t width = (n_heads + 2 * n_kv_heads) * D;
-        consume_tile<D, FP8>(tile, range, qkv + (size_t)tile.token * width + head * n_group * D,
-                             out + ((size_t)tile.token * n_heads + head * n_group) * D,
-                             tile.n_tokens * n_group, n_group, width, n_heads * D,
-                             scale * LOG2E * scale_of<FP8>(kv_scale, head),
-                             scale_of<FP8>(kv_scale, n_kv_heads + head), smem, bar);
+        registers_take<FP8 ? 200 : 232>();
+        const uint32_t n_group = n_heads / n_kv_heads;
+        const prefill_model model = {
+            qkv,  out, kv_scale, n_heads, n_kv_heads, n_group, (65536 + n_group - 1) / n_group,
+            scale};
+        uint4 q[D / 16];
+        uint32_t at = 0;
+        prefill_work work = work_get(sh, 0);
+        if (!FP8 && work.tile.n_tokens != 0)
+            load_q<D>(q, model, work);
+        for (uint32_t item = 0; work.tile.n_tokens != 0; item++) {
+            const prefill_range range(t, work, n_kv_heads);
+            consume_tile<D, FP8>(model, work, q, item, at, range, smem, sh);
+            at += range.n_turns;
+        }
     }
 #endif
 }
@@ -502,11 +710,25 @@ static int make_map(CUtensorMap *map, const struct ll_cuda_attend_args *a)
                : -EIO;
 }
 
+/* One block an SM; fewer where the caller wants a smaller grid. */
+static uint32_t n_blocks_most(const struct ll_cuda_attend_args *a)
+{
+    static uint32_t n_sm; /* one device a process */
+    int device = 0, n = 0;
+
+    if (n_sm == 0 && cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) == cudaSuccess)
+        n_sm = (uint32_t)n;
+    return a->n_blocks > 0 && a->n_blocks < n_sm ? a->n_blocks : n_sm;
+}
+
 template <int D, bool FP8>
 static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
 {
     constexpr int BYTES = prefill_smem<D, FP8>::BYTES;
     auto kernel = prefill_sm90_kernel<D, FP8>;
+    const uint32_t n_work = a->n_tiles * a->n_kv_heads;
+    const uint32_t n_most = n_blocks_most(a), n_blocks = n_work < n_most ? n_work : n_most;
     CUtensorMap map = {};
 
     if (!FP8 && make_map(&map, a) < 0)
@@ -514,9 +736,9 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES) !=
         cudaSuccess)
         return -EIO;
-    return launch_chained(kernel, a->n_tiles * a->n_kv_heads, PREFILL_THREADS, BYTES, stream, map,
-                          *a->tables, (const bf16 *)a->qkv, (const unsigned char *)a->kv,
-                          a->kv_scale, (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
+    return launch_chained(kernel, n_blocks, prefill_threads(FP8), BYTES, stream, map, *a->tables,
+                          (const bf16 *)a->qkv, (const unsigned char *)a->kv, a->kv_scale,
+                          (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_prefill_sm90(const struct ll_cuda_attend_args *a, cudaStream_t stream)

@@ -10,24 +10,20 @@
 #include <math.h>
 #include <stdio.h>
 
-/* 1, 2, 4, 8, 16..256 by 8, 320, 384, 512, 768, 1024 and then powers of two. */
+/* 1, 2, 4, 8, 16..256 by 8, 320, 384, then four an octave: a prompt pays for at most a quarter more
+ * tokens than it has. */
 uint32_t ll_cuda_token_bucket(uint32_t n)
 {
-    static const uint32_t steps[] = {320, 384, 512, 768, 1024};
-
     if (n <= 2)
         return n;
     if (n <= 4)
         return 4;
     if (n <= 256)
         return (n + 7) / 8 * 8;
-    for (int i = 0; i < 5; i++)
-        if (n <= steps[i])
-            return steps[i];
-    uint32_t bucket = 2048;
-    while (bucket < n)
-        bucket *= 2;
-    return bucket;
+    uint32_t step = 64;
+    while (n > 8 * step)
+        step *= 2;
+    return (n + step - 1) / step * step;
 }
 
 /* As many as tokens while those are few (every decode row samples); else a power of four, so that a
@@ -190,9 +186,8 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_w
         .n_tiles = n_tiles,
         .n_blocks = d->n_sm * 2,
         .scale = 1.0f / sqrtf((float)s->head_dim),
-        .is_rotated = n_tiles > 0,
     };
-    int rc = args.is_rotated ? ll_cuda_rope_append(&args, d->stream) : 0;
+    int rc = ll_cuda_rope_append(&args, d->stream);
 
     if (rc == 0 && has_decode)
         rc = ll_cuda_attend_decode(&args, d->stream);

@@ -192,7 +192,7 @@ static void fill_attention(struct ll_device *d, const struct ll_row *row, unsign
         struct ll_cuda_decode *decode = (struct ll_cuda_decode *)(area + d->layout.decode);
         decode[counts->n_decode++] =
             (struct ll_cuda_decode){at->token, row->slot, row->pos + 1, at->decode_items};
-        at->decode_items += ll_cuda_n_items(row->pos + 1, d->shape.n_kv_heads);
+        at->decode_items += row->pos / LL_CUDA_SPLIT + 1;
         return;
     }
     struct ll_cuda_tile *tiles = (struct ll_cuda_tile *)(area + d->layout.tiles);
@@ -220,7 +220,7 @@ static int check_size(const struct ll_device *d, const struct ll_batch *batch,
         const bool is_sampled = row->flags & LL_ROW_SAMPLE;
         n_tokens += row->n_tokens;
         if (row->n_tokens == 1)
-            n_items += ll_cuda_n_items(row->pos + 1, d->shape.n_kv_heads);
+            n_items += row->pos / LL_CUDA_SPLIT + 1;
         if (is_sampled) {
             n_logits++;
             n_ext += row->n_top;
@@ -248,8 +248,13 @@ static int check_size(const struct ll_device *d, const struct ll_batch *batch,
     return 0;
 }
 
-static uint32_t tile_bucket(uint32_t n_tiles)
+/* Tiles that the graph is made for. On 9.0 the prefill kernel's blocks take tiles while there are any:
+ * there it is no more than the size of its grid, which the tokens t of the bucket decide (a row has two
+ * at least), so graphs do not multiply. */
+static uint32_t tile_bucket(const struct ll_device *d, uint32_t t, uint32_t n_tiles)
 {
+    if (d->level >= 90)
+        return n_tiles == 0 ? 0 : (t + 1) / 2;
     return n_tiles == 0 ? 0 : (uint32_t)ll_pow2_ceil(n_tiles < 8 ? 8 : n_tiles);
 }
 
@@ -314,7 +319,7 @@ int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct
 
     const uint32_t t = ll_cuda_token_bucket(at.token);
     const uint32_t n_logits = ll_cuda_logit_bucket(at.logit, t),
-                   n_tiles = tile_bucket(counts.n_tiles);
+                   n_tiles = tile_bucket(d, t, counts.n_tiles);
     rc = launch(d, t, n_logits, n_tiles, counts.n_decode > 0, batch->weights, error);
     if (rc < 0)
         return d->sticky = rc;

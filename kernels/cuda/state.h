@@ -17,6 +17,7 @@
 
 #define LL_CUDA_AREAS     4u
 #define LL_CUDA_NONE      0xffffffffu
+#define LL_CUDA_SPLIT     512u /* KV tokens a decode work item covers; fixed, so bits are too */
 #define LL_CUDA_TILE_ROWS 128u /* most (token, head) rows of a prefill attention tile */
 /* Query tokens a tile; even, because before 9.0 a block takes half a tile. */
 #define LL_CUDA_TILE_TOKENS(n_group) (LL_CUDA_TILE_ROWS / 2 / (n_group) * 2)
@@ -65,7 +66,8 @@ struct ll_cuda_tile {
 struct ll_cuda_counts {
     uint32_t n_inits, n_page_sets, n_tokens, n_logits, n_decode, n_decode_items, n_tiles, n_rows;
     uint32_t step; /* low bits of the ticket: a wrong area is a bug that shows */
-    uint32_t reserved[7];
+    uint32_t prefill_next, prefill_done; /* device only: tiles taken, blocks done; 0 between kernels */
+    uint32_t reserved[5];
 };
 
 /* Mapped; written by the last kernel of a step. */

@@ -57,16 +57,17 @@ for arch in sm_90a sm_89 sm_80; do
             wants 'skinny_kernel' hmma=4 ldgsts=8
             [ $arch = sm_80 ] || wants 'skinny_kernelILb1' f2fp=32 # e4m3 pairs widened by one instruction
             ;;
-        attend_prefill_sm90) wants '_kernelILi' hgmma=24 ;;
+        attend_prefill_sm90)
+            wants '_kernelILi' hgmma=36
+            wants '_kernelILi.*ELb0' utmaldg=2
+            ! grep -o "wgmma.mma_async instructions are serialized.*" "$scratch/ptxas" ||
+                fail "$arch $file.cu: the compiler lets no two products overlap"
+            ;;
         skinny_wgmma)
             wants 'product_kernelILb1' qgmma=4 utmaldg=4
             wants 'product_kernelILb0' hgmma=4 utmaldg=4
             ! grep -o "wgmma.mma_async instructions are serialized.*" "$scratch/ptxas" ||
                 fail "$arch $file.cu: the compiler lets no two products overlap"
-            ;;
-        attend_decode)
-            wants '_kernelILi' hmma=16 ldgsts=8 ldsm=8
-            [ $arch = sm_80 ] || wants 'decode_kernelILi[0-9]*ELb1' f2fp=128
             ;;
         attend_*) wants '_kernelILi' hmma=16 ldgsts=8 ldsm=8 ;;
         esac
