@@ -36,6 +36,7 @@ except urllib.error.HTTPError as error:
     print("HTTP", error.code, json.load(error)["error"]["message"])
 EOF
 ask() { python3 "$scratch/ask.py" "$port" "$@"; }
+shared=$(printf 'The little dog said that the cat was late. %.0s' $(seq 20)) # some pages of KV
 
 # What each says alone.
 for which in "$model" "$next"; do
@@ -44,10 +45,13 @@ for which in "$model" "$next"; do
     name=$(basename "$which")
     ask "$name" $n_long "One day, a" >"$scratch/$name.long"
     ask "$name" 40 "The little dog said" >"$scratch/$name.short"
+    ask "$name" 40 "$shared" >"$scratch/$name.shared"
     stop_proxy
     stop_runtime
 done
-cmp -s "$scratch/next.short" "$scratch/demo-model.short" && fail "both models say the same"
+for which in short shared; do
+    cmp -s "$scratch/next.$which" "$scratch/demo-model.$which" && fail "both models say the same"
+done
 
 start_runtime "$model" --reserve-weights
 start_proxy
@@ -61,6 +65,17 @@ until_() {
     done
     fail "never: $*"
 }
+
+# cached MODEL: how many tokens of the shared prompt the cache had; -1: its answer is not MODEL's.
+cached() {
+    local before
+    before=$(stat prompt_tokens_cached)
+    ask "$1" 40 "$shared" >"$scratch/got.shared"
+    cmp "$scratch/got.shared" "$scratch/$1.shared" >&2 || { echo -1 && return; }
+    echo $(($(stat prompt_tokens_cached) - before))
+}
+equal "$(cached demo-model)" 0 "tokens from an empty cache"
+[ "$(cached demo-model)" -ge 128 ] || fail "the cache has nothing"
 
 echo "-- who runs ends on the old weights, who comes meanwhile gets the new"
 ask demo-model $n_long "One day, a" >"$scratch/got.long" &
@@ -81,6 +96,9 @@ equal $? 0 "exit code of llring reload"
 says "$scratch/reload.out" "$next serves: read 0.01 GB"
 cmp "$scratch/got.long" "$scratch/demo-model.long" || fail "what ran did not end on the old weights"
 cmp "$scratch/got.short" "$scratch/next.short" || fail "what waited did not get the new weights"
+
+equal "$(cached next)" 0 "tokens of the old weights' cache"
+[ "$(cached next)" -ge 128 ] || fail "the cache has nothing of the new weights"
 
 echo "-- name, figures, default sampling"
 python3 - "$port" <<'EOF' || fail "the models"
@@ -106,7 +124,8 @@ cmp -s "$scratch/default1" "$scratch/default2" || fail "the new default sampling
 
 echo "-- and back, as JSON; then only begun"
 run 0 "$llring" reload --json --wait "$model"
-says "$out" '"state": "idle"' '"error": 0' '"set": 0' '"id": 2'
+says "$out" '"state": "idle"' '"error": 0' '"set": 0'
+equal "$(cached demo-model)" 0 "tokens that the first weights' cache had when they served before"
 ask demo-model 40 "The little dog said" >"$scratch/got.short"
 cmp "$scratch/got.short" "$scratch/demo-model.short" || fail "back it does not answer as before"
 run 0 "$llring" reload --no-wait "$next"
