@@ -190,6 +190,11 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
         return rc;
     }
     caps->n_ranks = tp->n_parts;
+    if (tp->form == LL_TP_PEER) {
+        char name[sizeof(caps->device)];
+        memcpy(name, caps->device, sizeof(name));
+        snprintf(caps->device, sizeof(caps->device), "%u x %.50s", tp->n_parts, name);
+    }
     *out = tp->part[0];
     return 0;
 }
