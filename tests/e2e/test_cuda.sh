@@ -31,6 +31,24 @@ fi
 check_ledger
 stop_runtime
 
+echo "-- llring reload: the same weights from another directory, there and back, the same answers"
+cp -r "$model" "$scratch/again"
+start_runtime "$model" --device cuda --reserve-weights
+export LLRING_SOCKET=$socket
+run 0 "$llring" complete --greedy -n 60 --ignore-eos "One day, a"
+cp "$out" "$scratch/before"
+for directory in "$scratch/again" "$model"; do
+    run 0 "$llring" reload "$directory"
+    says "$out" "$directory serves"
+    run 0 "$llring" complete --greedy -n 60 --ignore-eos "One day, a"
+    cmp "$out" "$scratch/before" || fail "after a reload of $directory it answers otherwise"
+done
+run 1 "$llring" reload "$scratch"
+equal "$(stat reloads) $(stat weights_set) $(stat reloads_failed)" "2 0 1" "reloads, set, failures"
+unset LLRING_SOCKET
+check_ledger
+stop_runtime
+
 # The test build of the module breaks at a step of its own choice; llringd opens what lies beside it.
 mkdir "$scratch/faults"
 cp "$llringd" "$scratch/faults/llringd"
