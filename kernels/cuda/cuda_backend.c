@@ -260,7 +260,8 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
         {(void **)&d->h_scale, t * 4},
         {(void **)&d->act_scale, t * 4},
         {(void **)&d->logits, r * d->n_vocab_padded * 4},
-        {(void **)&d->arrived, (size_t)d->layout.n_rows_max * m->n_kv_heads * 4},
+        {(void **)&d->arrived,
+         (size_t)d->layout.n_rows_max * m->n_kv_heads * LL_CUDA_DECODE_MERGERS * 4},
         {(void **)&d->convert, LL_CUDA_STAGING},
         {(void **)&d->skinny_partial, partial_bytes},
         {(void **)&d->skinny_arrived, n_arrived * 4},
@@ -387,10 +388,11 @@ int ll_cuda_make_kv(struct ll_device *d, uint32_t n_pages, struct ll_text *error
     /* Partial results of split decode rows: as many as all cached tokens give,
      * twice because rows may share pages, and one a row. */
     d->layout.n_items_max =
-        (uint32_t)(2ull * d->n_pages * LL_PAGE_TOKENS / LL_CUDA_SPLIT) + o->n_rows_max + 1;
+        (uint32_t)(2ull * d->n_pages * LL_PAGE_TOKENS / LL_CUDA_SPLIT_MIN) + o->n_rows_max + 1;
     if (s == cudaSuccess)
         s = cudaMalloc((void **)&d->partial,
-                       (size_t)d->layout.n_items_max * m->n_heads * (m->head_dim + 2) * 4);
+                       (size_t)d->layout.n_items_max * m->n_kv_heads *
+                           ll_cuda_partial_floats(m->n_heads / m->n_kv_heads, m->head_dim) * 4);
     d->n_host_pages = o->n_host_pages;
     if (s == cudaSuccess && d->n_host_pages > 0)
         s = cudaHostAlloc((void **)&d->kv_host, d->n_host_pages * whole_page, cudaHostAllocDefault);

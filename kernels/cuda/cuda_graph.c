@@ -186,8 +186,9 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_w
         .n_tiles = n_tiles,
         .n_blocks = d->n_sm * 2,
         .scale = 1.0f / sqrtf((float)s->head_dim),
+        .is_rotated = n_tiles > 0,
     };
-    int rc = ll_cuda_rope_append(&args, d->stream);
+    int rc = args.is_rotated ? ll_cuda_rope_append(&args, d->stream) : 0;
 
     if (rc == 0 && has_decode)
         rc = ll_cuda_attend_decode(&args, d->stream);

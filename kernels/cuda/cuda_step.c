@@ -192,7 +192,7 @@ static void fill_attention(struct ll_device *d, const struct ll_row *row, unsign
         struct ll_cuda_decode *decode = (struct ll_cuda_decode *)(area + d->layout.decode);
         decode[counts->n_decode++] =
             (struct ll_cuda_decode){at->token, row->slot, row->pos + 1, at->decode_items};
-        at->decode_items += row->pos / LL_CUDA_SPLIT + 1;
+        at->decode_items += ll_cuda_n_items(row->pos + 1, d->shape.n_kv_heads);
         return;
     }
     struct ll_cuda_tile *tiles = (struct ll_cuda_tile *)(area + d->layout.tiles);
@@ -220,7 +220,7 @@ static int check_size(const struct ll_device *d, const struct ll_batch *batch,
         const bool is_sampled = row->flags & LL_ROW_SAMPLE;
         n_tokens += row->n_tokens;
         if (row->n_tokens == 1)
-            n_items += row->pos / LL_CUDA_SPLIT + 1;
+            n_items += ll_cuda_n_items(row->pos + 1, d->shape.n_kv_heads);
         if (is_sampled) {
             n_logits++;
             n_ext += row->n_top;

@@ -7,6 +7,7 @@
 #ifndef KERNELS_CUDA_OPS_H
 #define KERNELS_CUDA_OPS_H
 
+#include "kernels/cuda/decode_split.h"
 #include "kernels/cuda/state.h"
 
 #include <cuda_runtime_api.h>
@@ -65,11 +66,13 @@ struct ll_cuda_attend_args {
     bool is_kv_fp8;
     const float *kv_scale; /* [k, v][K]: what an e4m3 page's numbers are multiplied by; NULL: 1 */
     const float *rope;     /* [context_max][D / 2][cos, sin] */
-    float *partial;        /* decode: [items][K][G][D + 2] */
-    uint32_t *arrived;     /* decode: [rows][K], zero between steps */
+    float *partial;        /* decode: [items][K][ll_cuda_partial_floats] */
+    uint32_t *arrived;     /* decode: [rows][K][LL_CUDA_DECODE_MERGERS], zero between steps */
     uint32_t n_heads, n_kv_heads, head_dim;
     uint32_t n_tokens, n_rows_max, n_tiles, n_blocks;
-    float scale; /* 1 / sqrt(D) */
+    float scale;     /* 1 / sqrt(D) */
+    bool is_rotated; /* decode: rope_append ran before; else qkv is as the product left it, and
+                      * attend_decode rotates, and puts the new tokens into their pages */
 };
 int ll_cuda_rope_append(const struct ll_cuda_attend_args *args, cudaStream_t stream);
 int ll_cuda_attend_decode(const struct ll_cuda_attend_args *args, cudaStream_t stream);

@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kernels/cuda/rope_append.cu - rotate Q and K, put K and V of each token into its KV page.
+/* kernels/cuda/rope_append.cu - rotate Q and K, put K and V of each token into its KV page, in
+ * steps that hold prompts (attend_decode.cu does it itself where all rows are decode rows).
  *
- *   (a, b) = (x[i], x[i + D/2]):  x[i] = a cos - b sin,  x[i + D/2] = b cos + a sin
- *   with cos, sin of pos * inv_freq[i] from a table made in double precision on the host.
- *
- * Half-split order (HF). fp32 inside, one rounding to bf16 (or, divided by the cache's scale, to
- * e4m3, saturating) at each store. Memory bound: qkv read, Q and the page rows written. Reference:
+ * fp32 inside (rope.cuh), one rounding to bf16 (or, divided by the cache's scale, to e4m3,
+ * saturating) at each store. Memory bound: qkv read, Q and the page rows written. Reference:
  * kernels/cpu. */
 #include "kernels/cuda/common.cuh"
 #include "kernels/cuda/attend.cuh"
+#include "kernels/cuda/rope.cuh"
 
 static constexpr int THREADS = 128;
 
@@ -43,14 +42,13 @@ __global__ void __launch_bounds__(THREADS)
     const uint32_t n_rotated = (n_heads + n_kv_heads) * per_head;
     for (uint32_t u = threadIdx.x; u < n_rotated; u += THREADS) {
         const uint32_t head = u / per_head, d = u % per_head * 8;
-        float a[8], b[8], x[8], y[8];
-        unpack(*(const bf16x8 *)(row + head * head_dim + d), a);
-        unpack(*(const bf16x8 *)(row + head * head_dim + half + d), b);
+        float x[8], y[8];
+        unpack(*(const bf16x8 *)(row + head * head_dim + d), x);
+        unpack(*(const bf16x8 *)(row + head * head_dim + half + d), y);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const float2 cs = angle[d + j];
-            x[j] = a[j] * cs.x - b[j] * cs.y;
-            y[j] = b[j] * cs.x + a[j] * cs.y;
+            rotate(x[j], y[j], cs.x, cs.y);
         }
         if (head < n_heads) {
             *(bf16x8 *)(row + head * head_dim + d) = pack(x);

@@ -17,7 +17,6 @@
 
 #define LL_CUDA_AREAS     4u
 #define LL_CUDA_NONE      0xffffffffu
-#define LL_CUDA_SPLIT     512u /* KV tokens a decode work item covers; fixed, so bits are too */
 #define LL_CUDA_TILE_ROWS 128u /* most (token, head) rows of a prefill attention tile */
 /* Query tokens a tile; even, because before 9.0 a block takes half a tile. */
 #define LL_CUDA_TILE_TOKENS(n_group) (LL_CUDA_TILE_ROWS / 2 / (n_group) * 2)

@@ -369,29 +369,42 @@ static int launch_prefill(const void *args, uint32_t turn, cudaStream_t s)
     return ll_cuda_attend_prefill(args, s);
 }
 
-/* n_rows sequences of n_kv tokens, or one chunk of n_chunk new tokens at the end of one. */
-static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, uint32_t n_chunk,
-                            bool is_fp8)
+static uint32_t length_of(uint32_t row, uint32_t n_rows, uint32_t n_kv, uint32_t n_long)
 {
-    const uint32_t per_seq = (n_kv + LL_PAGE_TOKENS - 1) / LL_PAGE_TOKENS;
-    const uint32_t n_tokens = n_chunk > 0 ? n_chunk : n_rows,
-                   per_tile = LL_CUDA_TILE_TOKENS(H / K);
-    uint32_t *table = malloc((size_t)n_rows * per_seq * 4), *slot = malloc(n_tokens * 4),
+    return n_long > 0 && row == n_rows / 2 ? n_long : n_kv;
+}
+
+/* n_rows sequences of n_kv tokens (the middle one of n_long, if that is not 0), or one chunk of
+ * n_chunk new tokens at the end of one. */
+static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, uint32_t n_long,
+                            uint32_t n_chunk, bool is_fp8)
+{
+    const uint32_t longest = n_long > n_kv ? n_long : n_kv;
+    const uint32_t per_seq = (longest + LL_PAGE_TOKENS - 1) / LL_PAGE_TOKENS;
+    const uint32_t n_tokens = n_chunk > 0 ? n_chunk : n_rows, per_tile = LL_CUDA_TILE_TOKENS(H / K);
+    uint32_t *table = calloc((size_t)n_rows * per_seq, 4), *slot = malloc(n_tokens * 4),
              *pos = malloc(n_tokens * 4);
     struct ll_cuda_decode *decode = calloc(n_rows, sizeof(*decode));
     struct ll_cuda_tile *tiles = calloc(n_tokens / per_tile + 1, sizeof(*tiles));
     struct ll_cuda_counts counts = {0};
-    const uint32_t n_pages = n_rows * per_seq;
+    uint32_t n_pages = 0, n_cached = 0;
 
-    for (uint32_t i = 0; i < n_pages; i++)
-        table[i] = (uint32_t)((uint64_t)i * 7919 % n_pages);
+    for (uint32_t r = 0; r < n_rows; r++)
+        n_pages += (length_of(r, n_rows, n_kv, n_long) - 1) / LL_PAGE_TOKENS + 1;
+    for (uint32_t r = 0, next = 0; r < n_rows; r++) {
+        const uint32_t own = (length_of(r, n_rows, n_kv, n_long) - 1) / LL_PAGE_TOKENS + 1;
+        for (uint32_t p = 0; p < own; p++)
+            table[r * per_seq + p] = (uint32_t)((uint64_t)next++ * 7919 % n_pages);
+    }
     for (uint32_t t = 0; t < n_tokens; t++) {
         slot[t] = n_chunk > 0 ? 0 : t;
         pos[t] = n_chunk > 0 ? n_kv - n_chunk + t : n_kv - 1;
     }
     for (uint32_t r = 0; r < n_rows && n_chunk == 0; r++) {
-        decode[counts.n_decode++] = (struct ll_cuda_decode){r, r, n_kv, counts.n_decode_items};
-        counts.n_decode_items += (n_kv + LL_CUDA_SPLIT - 1) / LL_CUDA_SPLIT;
+        const uint32_t n = length_of(r, n_rows, n_kv, n_long);
+        decode[counts.n_decode++] = (struct ll_cuda_decode){r, r, n, counts.n_decode_items};
+        counts.n_decode_items += ll_cuda_n_items(n, K);
+        n_cached += n;
     }
     for (uint32_t i = 0; i < n_chunk; i += per_tile)
         tiles[counts.n_tiles++] = (struct ll_cuda_tile){
@@ -402,7 +415,7 @@ static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, ui
         .tiles = upload(tiles, (n_tokens / per_tile + 1) * sizeof(*tiles)),
         .token_slot = upload(slot, n_tokens * 4),
         .token_pos = upload(pos, n_tokens * 4),
-        .page_table = upload(table, (size_t)n_pages * 4),
+        .page_table = upload(table, (size_t)n_rows * per_seq * 4),
         .pages_per_seq = per_seq};
     struct cudaDeviceProp p;
     check(cudaGetDeviceProperties(&p, 0), "device");
@@ -412,9 +425,10 @@ static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, ui
         .out = device((size_t)n_tokens * H * D * 2, 0),
         .kv = pool,
         .is_kv_fp8 = is_fp8,
-        .rope = device((size_t)n_kv * D * 4, 0x3c),
-        .partial = device((size_t)(counts.n_decode_items + 1) * H * (D + 2) * 4, 0),
-        .arrived = device((size_t)n_rows * K * 4, 0),
+        .rope = device((size_t)longest * D * 4, 0x3c),
+        .partial = device(
+            (size_t)(counts.n_decode_items + 1) * K * ll_cuda_partial_floats(H / K, D) * 4, 0),
+        .arrived = device((size_t)n_rows * K * LL_CUDA_DECODE_MERGERS * 4, 0),
         .n_heads = H,
         .n_kv_heads = K,
         .head_dim = D,
@@ -422,8 +436,9 @@ static void bench_attention(const char *name, uint32_t n_rows, uint32_t n_kv, ui
         .n_rows_max = n_rows,
         .n_tiles = counts.n_tiles,
         .n_blocks = (uint32_t)p.multiProcessorCount * 2,
-        .scale = 1.0f / sqrtf(D)};
-    const double bytes = 4.0 * n_rows * n_kv * K * D / (is_fp8 ? 2 : 1);
+        .scale = 1.0f / sqrtf(D),
+        .is_rotated = true};
+    const double bytes = 4.0 * n_cached * K * D / (is_fp8 ? 2 : 1);
     const double seen =
         n_chunk > 0 ? (double)n_chunk * (n_kv - n_chunk) + 0.5 * n_chunk * n_chunk : 0;
     if (n_chunk > 0)
@@ -575,16 +590,20 @@ int main(int argc, char **argv)
     bench_skinny();
     bench_wide();
     bench_cublas();
-    bench_attention("decode attention, 1 x 1024", 1, 1024, 0, false);
-    bench_attention("decode attention, 1 x 32768", 1, 32768, 0, false);
-    bench_attention("decode attention, 8 x 1024", 8, 1024, 0, false);
-    bench_attention("decode attention, 64 x 1024", 64, 1024, 0, false);
-    bench_attention("decode attention, 32 x 4096", 32, 4096, 0, false);
-    bench_attention("decode attention, e4m3, 64 x 1024", 64, 1024, 0, true);
-    bench_attention("decode attention, e4m3, 32 x 4096", 32, 4096, 0, true);
-    bench_attention("prefill attention, 4096", 1, 4096, 4096, false);
-    bench_attention("prefill attention, 4096 at the end of 16384", 1, 16384, 4096, false);
-    bench_attention("prefill attention, e4m3, 4096", 1, 4096, 4096, true);
+    bench_attention("decode attention, 1 x 1024", 1, 1024, 0, 0, false);
+    bench_attention("decode attention, 1 x 131072", 1, 131072, 0, 0, false);
+    bench_attention("decode attention, 8 x 1024", 8, 1024, 0, 0, false);
+    bench_attention("decode attention, 64 x 1024", 64, 1024, 0, 0, false);
+    bench_attention("decode attention, 32 x 4096", 32, 4096, 0, 0, false);
+    bench_attention("decode attention, 63 x 1024 and 131072", 64, 1024, 131072, 0, false);
+    bench_attention("decode attention, e4m3, 1 x 1024", 1, 1024, 0, 0, true);
+    bench_attention("decode attention, e4m3, 1 x 131072", 1, 131072, 0, 0, true);
+    bench_attention("decode attention, e4m3, 64 x 1024", 64, 1024, 0, 0, true);
+    bench_attention("decode attention, e4m3, 256 x 1024", 256, 1024, 0, 0, true);
+    bench_attention("decode attention, e4m3, 32 x 4096", 32, 4096, 0, 0, true);
+    bench_attention("prefill attention, 4096", 1, 4096, 0, 4096, false);
+    bench_attention("prefill attention, 4096 at the end of 16384", 1, 16384, 0, 4096, false);
+    bench_attention("prefill attention, e4m3, 4096", 1, 4096, 0, 4096, true);
     bench_sample(1, true);
     bench_sample(64, true);
     bench_sample(1, false);

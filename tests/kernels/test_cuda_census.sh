@@ -69,6 +69,10 @@ for arch in sm_90a sm_89 sm_80; do
             ! grep -o "wgmma.mma_async instructions are serialized.*" "$scratch/ptxas" ||
                 fail "$arch $file.cu: the compiler lets no two products overlap"
             ;;
+        attend_decode)
+            wants '_kernelILi' hmma=16 ldgsts=8 ldsm=8
+            [ $arch = sm_80 ] || wants 'decode_kernelILi[0-9]*ELb1' f2fp=128
+            ;;
         attend_*) wants '_kernelILi' hmma=16 ldgsts=8 ldsm=8 ;;
         esac
     done

@@ -5,16 +5,19 @@
 #include "kernels/cpu/attend.h"
 #include "tests/kernels/cuda_ops.h"
 
-enum { ROWS_MAX = 64, PER_SEQ_MAX = 2048 };
+enum { ROWS_MAX = 256, PER_SEQ_MAX = 2048 };
 
 /* A pool of pages in which every row has its own or a shared list, and what the kernels need. */
 struct attend {
     uint32_t H, K, D, n_rows, n_tokens, n_pages, pages_per_seq;
-    bool is_fp8, is_scaled;
-    float kv_scale[2 * 16]; /* [k, v][K], used when is_scaled */
-    uint32_t *table;        /* [n_rows][pages_per_seq] */
+    bool is_fp8;
+    uint32_t *table; /* [n_rows][pages_per_seq] */
     unsigned char *kv;
-    uint16_t *qkv; /* [n_tokens][(H + 2K) D] */
+    float kv_scale[2 * 16];  /* of e4m3 pages: [k, v][K] */
+    uint16_t *qkv;           /* [n_tokens][(H + 2K) D] */
+    float *rope;             /* [longest][D / 2][cos, sin]; NULL: Q and K are rotated */
+    bool is_apart;           /* rope_append runs first; else decode attention rotates */
+    unsigned char *kv_after; /* with rope: the pages as they are then */
     struct ll_cuda_decode decode[ROWS_MAX];
     struct ll_cuda_tile *tiles;
     uint32_t n_decode, n_items, n_tiles;
@@ -33,8 +36,8 @@ static void make_attend(struct attend *a, uint32_t H, uint32_t K, uint32_t D, bo
 
     *a = (struct attend){
         .H = H, .K = K, .D = D, .is_fp8 = is_fp8, .n_rows = n_rows, .n_tokens = n_tokens};
-    for (int i = 0; i < 2 * 16; i++)
-        a->kv_scale[i] = 0.75f + 0.5f * fabsf(random_unit());
+    for (uint32_t i = 0; i < 2 * K; i++) /* D 64: none are given, all are 1 */
+        a->kv_scale[i] = is_fp8 && D == 128 ? 0.3f + random_unit() * 0.2f : 1.0f;
     for (uint32_t r = 0; r < n_rows; r++) {
         n += round_up_pages(n_kv[r]);
         longest = n_kv[r] > longest ? n_kv[r] : longest;
@@ -94,8 +97,6 @@ static void attend_in_double(const struct attend *a, uint32_t row, uint32_t toke
 {
     const uint16_t *q = a->qkv + ((size_t)token * (a->H + 2 * a->K) + head) * a->D;
     const uint32_t kv_head = head / (a->H / a->K);
-    const double k_scale = a->is_scaled ? a->kv_scale[kv_head] : 1;
-    const double v_scale = a->is_scaled ? a->kv_scale[a->K + kv_head] : 1;
     double *score = malloc(n_kv * sizeof(*score)), top = -INFINITY, sum = 0;
 
     for (uint32_t j = 0; j < n_kv; j++) {
@@ -104,7 +105,7 @@ static void attend_in_double(const struct attend *a, uint32_t row, uint32_t toke
         double dot = 0;
         for (uint32_t d = 0; d < a->D; d++)
             dot += (double)ll_f32_from_bf16(q[d]) * kv_value(a, k + d);
-        score[j] = dot * k_scale / sqrt(a->D);
+        score[j] = dot * (double)a->kv_scale[kv_head] / sqrt(a->D);
         top = fmax(top, score[j]);
     }
     memset(out, 0, a->D * sizeof(*out));
@@ -117,7 +118,7 @@ static void attend_in_double(const struct attend *a, uint32_t row, uint32_t toke
             out[d] += p * kv_value(a, v + d);
     }
     for (uint32_t d = 0; d < a->D; d++)
-        out[d] *= v_scale / sum;
+        out[d] *= (double)a->kv_scale[a->K + kv_head] / sum;
     free(score);
 }
 
@@ -125,7 +126,7 @@ static void attend_in_double(const struct attend *a, uint32_t row, uint32_t toke
 static void add_decode(struct attend *a, uint32_t token, uint32_t slot, uint32_t n_kv)
 {
     a->decode[a->n_decode++] = (struct ll_cuda_decode){token, slot, n_kv, a->n_items};
-    a->n_items += (n_kv + LL_CUDA_SPLIT - 1) / LL_CUDA_SPLIT;
+    a->n_items += ll_cuda_n_items(n_kv, a->K);
 }
 
 /* Tiles of n query tokens from `token` on, at positions from pos. */
@@ -140,14 +141,15 @@ static void add_tiles(struct attend *a, uint32_t token, uint32_t slot, uint32_t 
 
 /* Attention of what a holds; out [n_tokens][H D] widened, all NaN where nothing was written. The
  * tokens past a cached length are poisoned: a kernel that reads them gives a NaN. */
-static float *run_attend(const struct attend *a, int n_repeats)
+static float *run_attend(struct attend *a, int n_repeats)
 {
     const size_t element = a->is_fp8 ? 1 : 2, n_out = (size_t)a->n_tokens * a->H * a->D;
     const size_t kv_bytes = (size_t)a->n_pages * 2 * a->K * LL_PAGE_TOKENS * a->D * element;
     const struct ll_cuda_counts counts = {
         .n_decode = a->n_decode, .n_decode_items = a->n_items, .n_tiles = a->n_tiles};
-    uint32_t *arrived = dev_zero((size_t)ROWS_MAX * a->K * 4);
-    const size_t partial = (size_t)(a->n_items + 1) * a->H * (a->D + 2) * 4;
+    uint32_t *arrived = dev_zero((size_t)ROWS_MAX * a->K * LL_CUDA_DECODE_MERGERS * 4);
+    const size_t partial =
+        (size_t)(a->n_items + 1) * a->K * ll_cuda_partial_floats(a->H / a->K, a->D) * 4;
     struct ll_cuda_tables tables = {
         .counts = dev_copy(&counts, sizeof(counts)),
         .decode = dev_copy(a->decode, sizeof(a->decode)),
@@ -155,6 +157,14 @@ static float *run_attend(const struct attend *a, int n_repeats)
                           a->n_tiles > 0 ? a->n_tiles * sizeof(*a->tiles) : 16),
         .page_table = dev_copy(a->table, (size_t)a->n_rows * a->pages_per_seq * 4),
         .pages_per_seq = a->pages_per_seq};
+    uint32_t slot[ROWS_MAX], pos[ROWS_MAX] = {0};
+    memset(slot, 0xff, sizeof(slot)); /* nobody's */
+    for (uint32_t i = 0; i < a->n_decode && a->rope != NULL; i++) {
+        slot[a->decode[i].token] = a->decode[i].slot;
+        pos[a->decode[i].token] = a->decode[i].n_kv - 1;
+    }
+    tables.token_slot = dev_copy(slot, sizeof(slot));
+    tables.token_pos = dev_copy(pos, sizeof(pos));
     void *out = dev_new(n_out * 2), *kv = dev_copy(a->kv, kv_bytes);
     const struct ll_cuda_attend_args args = {
         .tables = &tables,
@@ -162,7 +172,7 @@ static float *run_attend(const struct attend *a, int n_repeats)
         .out = out,
         .kv = kv,
         .is_kv_fp8 = a->is_fp8,
-        .kv_scale = a->is_scaled ? dev_copy(a->kv_scale, 2 * a->K * sizeof(float)) : NULL,
+        .kv_scale = a->is_fp8 && a->D == 128 ? dev_copy(a->kv_scale, sizeof(a->kv_scale)) : NULL,
         .partial = dev_new(partial),
         .arrived = arrived,
         .n_heads = a->H,
@@ -172,8 +182,14 @@ static float *run_attend(const struct attend *a, int n_repeats)
         .n_rows_max = ROWS_MAX,
         .n_tiles = a->n_tiles + 3, /* a bucket: more blocks than tiles */
         .n_blocks = 24,            /* far fewer than work items: each takes several */
-        .scale = 1.0f / sqrtf((float)a->D)};
+        .scale = 1.0f / sqrtf((float)a->D),
+        .rope = a->rope != NULL
+                    ? dev_copy(a->rope, (size_t)a->pages_per_seq * LL_PAGE_TOKENS * a->D * 4)
+                    : NULL,
+        .is_rotated = a->rope == NULL || a->is_apart};
     unsigned char *first = NULL;
+    if (a->is_apart)
+        launched_ok(ll_cuda_rope_append(&args, 0), "rope and append");
     for (int i = 0; i < n_repeats; i++) {
         dev_poison(out, n_out * 2);
         if (a->n_decode > 0)
@@ -189,13 +205,17 @@ static float *run_attend(const struct attend *a, int n_repeats)
     }
     float *result = widened((const uint16_t *)first, n_out);
     unsigned char *kv_after = dev_get(kv, kv_bytes);
-    uint32_t *left = dev_get(arrived, (size_t)ROWS_MAX * a->K * 4);
-    assert_memory_equal(kv_after, a->kv, kv_bytes); /* attention only reads pages */
-    for (uint32_t i = 0; i < ROWS_MAX * a->K; i++)
+    uint32_t *left = dev_get(arrived, (size_t)ROWS_MAX * a->K * LL_CUDA_DECODE_MERGERS * 4);
+    if (a->rope == NULL)
+        assert_memory_equal(kv_after, a->kv, kv_bytes); /* attention only reads pages */
+    for (uint32_t i = 0; i < ROWS_MAX * a->K * LL_CUDA_DECODE_MERGERS; i++)
         assert_int_equal(left[i], 0);
     free(left);
     free(first);
-    free(kv_after);
+    if (a->rope == NULL)
+        free(kv_after);
+    else
+        a->kv_after = kv_after;
     dev_end();
     return result;
 }
@@ -241,8 +261,8 @@ static void attend_on_cpu(const struct attend *a, uint32_t row, uint32_t token, 
                                               .out = out + (size_t)head * group * a->D,
                                               .ld_q = (size_t)a->H * a->D,
                                               .ld_out = (size_t)a->H * a->D,
-                                              .k_scale = 1,
-                                              .v_scale = 1,
+                                              .k_scale = a->kv_scale[head],
+                                              .v_scale = a->kv_scale[a->K + head],
                                               .is_bf16 = true,
                                               .scratch = scratch});
     free(q);
@@ -283,8 +303,8 @@ static void check_token(const struct attend *a, const float *out, uint32_t row, 
     check_against_cpu(a, out, row, token, n_kv);
 }
 
-static const uint32_t lengths[] = {1,   2,   15,  16,  17,  63,  64,  65,   127,  128,
-                                   129, 500, 511, 512, 513, 640, 700, 1024, 1025, 8191};
+static const uint32_t lengths[] = {1,   2,   15,  16,  17,  63,  64,  65,  127,  128,  129, 255,
+                                   256, 257, 500, 511, 512, 513, 640, 700, 1024, 1025, 8191};
 
 static void check_decode(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
 {
@@ -345,17 +365,129 @@ static void one_row_of_131072_tokens_is_right(void **state)
     free_attend(&a);
 }
 
+/* Lengths at which a row's work items double in size, and the ones around. */
+static void rows_are_right_where_their_items_double_in_size(void **state)
+{
+    static const struct {
+        uint32_t H, K, D, longest; /* of the smallest items */
+    } shapes[] = {{8, 8, 64, 16384}, {8, 2, 64, 32768}, {4, 1, 128, 32768}};
+
+    (void)state;
+    if (is_quick())
+        skip();
+    for (uint32_t s = 0; s < 3; s++)
+        for (int fp8 = 0; fp8 < 2; fp8++) {
+            const uint32_t n_kv[] = {shapes[s].longest, shapes[s].longest + 1};
+            struct attend a;
+            assert_int_equal(ll_cuda_split(n_kv[0], shapes[s].K) * 2,
+                             ll_cuda_split(n_kv[1], shapes[s].K));
+            make_attend(&a, shapes[s].H, shapes[s].K, shapes[s].D, fp8, 2, n_kv, 2);
+            for (uint32_t r = 0; r < 2; r++) {
+                add_decode(&a, r, r, n_kv[r]);
+                poison_tail(&a, r, n_kv[r]);
+            }
+            float *out = run_attend(&a, 2);
+            for (uint32_t r = 0; r < 2; r++)
+                check_token(&a, out, r, r, n_kv[r]);
+            free(out);
+            free_attend(&a);
+        }
+}
+
+/* 256 rows of all lengths, a hundred times; then each of some alone: the same bits. */
+static void check_among_255(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
+{
+    const uint32_t n = is_quick() ? 20 : 256;
+    uint32_t n_kv[256];
+    struct attend a;
+
+    for (uint32_t r = 0; r < n; r++)
+        n_kv[r] = 1 + (uint32_t)(ll_splitmix64(&random_state) % (r % 8 == 0 ? 2000 : 300));
+    make_attend(&a, H, K, D, is_fp8, n, n_kv, n);
+    for (uint32_t r = 0; r < n; r++) {
+        add_decode(&a, r, r, n_kv[r]);
+        poison_tail(&a, r, n_kv[r]);
+    }
+    float *all = run_attend(&a, is_quick() ? 2 : 100);
+    for (uint32_t r = 0; r < n; r += 51) {
+        check_token(&a, all, r, r, n_kv[r]);
+        a.n_decode = a.n_items = 0;
+        add_decode(&a, r, r, n_kv[r]);
+        float *alone = run_attend(&a, 1);
+        assert_memory_equal(alone + (size_t)r * H * D, all + (size_t)r * H * D,
+                            H * D * sizeof(float));
+        free(alone);
+    }
+    free(all);
+    free_attend(&a);
+}
+
+static void a_row_has_the_same_bits_alone_and_among_255_others(void **state)
+{
+    (void)state;
+    check_among_255(8, 2, 128, false);
+    check_among_255(8, 2, 128, true);
+    check_among_255(6, 2, 64, true);
+    check_among_255(16, 1, 128, true);
+}
+
+/* Rotating and appending inside the kernel: every bit as by rope_append before it. */
+static void check_rotated_inside(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
+{
+    static const uint32_t n_kv[] = {1, 32, 33, 64, 65, 256, 257, 700};
+    struct attend a;
+
+    make_attend(&a, H, K, D, is_fp8, 8, n_kv, 8);
+    const size_t n_angles = (size_t)a.pages_per_seq * LL_PAGE_TOKENS * D / 2;
+    a.rope = malloc(n_angles * 2 * sizeof(float));
+    for (size_t i = 0; i < n_angles; i++) {
+        const double angle = 3.2 * (double)random_unit();
+        a.rope[2 * i] = (float)cos(angle);
+        a.rope[2 * i + 1] = (float)sin(angle);
+    }
+    for (uint32_t r = 0; r < 8; r++) {
+        add_decode(&a, 7 - r, r, n_kv[r]);
+        poison_tail(&a, r, n_kv[r]);
+    }
+    const size_t kv_bytes = (size_t)a.n_pages * 2 * K * LL_PAGE_TOKENS * D * (is_fp8 ? 1 : 2);
+    a.is_apart = true;
+    float *apart = run_attend(&a, 1);
+    unsigned char *kv_apart = a.kv_after;
+    a.is_apart = false;
+    float *inside = run_attend(&a, is_quick() ? 2 : 20);
+    assert_memory_not_equal(kv_apart, a.kv, kv_bytes);
+    assert_memory_equal(a.kv_after, kv_apart, kv_bytes);
+    for (size_t i = 0; i < (size_t)8 * H * D; i++)
+        assert_false(isnan(apart[i]));
+    assert_memory_equal(inside, apart, (size_t)8 * H * D * sizeof(float));
+    free(apart);
+    free(inside);
+    free(kv_apart);
+    free(a.kv_after);
+    free(a.rope);
+    free_attend(&a);
+}
+
+static void rotating_and_appending_inside_changes_no_bit(void **state)
+{
+    (void)state;
+    for (int fp8 = 0; fp8 < 2; fp8++) {
+        check_rotated_inside(8, 2, 128, fp8);
+        check_rotated_inside(6, 2, 64, fp8);
+        check_rotated_inside(16, 1, 128, fp8);
+    }
+}
+
 /* Two rows with the same pages (a shared prefix), and the same contents at other places. */
-static void where_pages_lie_and_who_shares_them_changes_no_bit(void **state)
+static void check_shared_pages(bool is_fp8)
 {
     enum { N = 700, H = 16, K = 4, D = 128 };
     const uint32_t n_kv[3] = {N, N, N};
     struct attend a;
 
-    (void)state;
-    make_attend(&a, H, K, D, false, 3, n_kv, 3);
+    make_attend(&a, H, K, D, is_fp8, 3, n_kv, 3);
     const uint32_t n = a.pages_per_seq;
-    const size_t page_bytes = (size_t)2 * K * LL_PAGE_TOKENS * D * 2;
+    const size_t page_bytes = (size_t)2 * K * LL_PAGE_TOKENS * D * (is_fp8 ? 1 : 2);
     memcpy(a.table + n, a.table, n * 4); /* row 1: row 0's pages */
     for (uint32_t p = 0; p < n; p++)     /* row 2: a copy of them elsewhere */
         memcpy(a.kv + a.table[2 * n + p] * page_bytes, a.kv + a.table[p] * page_bytes, page_bytes);
@@ -370,6 +502,13 @@ static void where_pages_lie_and_who_shares_them_changes_no_bit(void **state)
     assert_memory_equal(out, out + 2 * H * D, H * D * sizeof(float));
     free(out);
     free_attend(&a);
+}
+
+static void where_pages_lie_and_who_shares_them_changes_no_bit(void **state)
+{
+    (void)state;
+    check_shared_pages(false);
+    check_shared_pages(true);
 }
 
 /* Rows of several tokens: chunk starts at, before and past page borders. */
@@ -387,7 +526,6 @@ static void check_prefill(uint32_t H, uint32_t K, uint32_t D, bool is_fp8)
         n_tokens += n_new[r];
     }
     make_attend(&a, H, K, D, is_fp8, n, n_kv, n_tokens + 1);
-    a.is_scaled = is_fp8 && K > 1;
     a.tiles = calloc(n_tokens + 1, sizeof(*a.tiles));
     for (uint32_t r = 0; r < n; r++) {
         add_tiles(&a, first[r], r, pos[r], n_new[r]);
@@ -473,6 +611,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(decode_attention_is_right_at_every_length_and_alone),
         cmocka_unit_test(one_row_of_131072_tokens_is_right),
+        cmocka_unit_test(rows_are_right_where_their_items_double_in_size),
+        cmocka_unit_test(a_row_has_the_same_bits_alone_and_among_255_others),
+        cmocka_unit_test(rotating_and_appending_inside_changes_no_bit),
         cmocka_unit_test(where_pages_lie_and_who_shares_them_changes_no_bit),
         cmocka_unit_test(prefill_attention_is_causal_and_right_over_cached_pages),
         cmocka_unit_test(where_a_chunk_begins_and_who_is_beside_it_changes_no_bit),
