@@ -278,6 +278,11 @@ struct ll_backend {
     int (*feed)(struct ll_device *device, uint32_t weights, const struct ll_tensor *tensor,
                 uint32_t rank, uint64_t offset, const void *data, size_t n_bytes,
                 uint64_t *ticket, struct ll_text *error);
+    /* Optional (NULL: nothing has such a place). Where bytes [offset, offset + n) of a tensor lie
+     * once they are fed, if they lie there as in the file; NULL: they do not. Whoever writes them
+     * there himself then feeds them from there, which copies nothing. */
+    void *(*place)(struct ll_device *device, uint32_t weights, const struct ll_tensor *tensor,
+                   uint32_t rank, uint64_t offset, size_t n_bytes);
     /* 1 done, 0 not yet, negative error. */
     int (*fed)(struct ll_device *device, uint64_t ticket, struct ll_text *error);
     /* All of weight set `weights` is there: check completeness, tune, capture, warm. */

@@ -2,11 +2,14 @@
 /* One thread keeps reads in flight and hands what has come to the backend.
  *
  *   L1  a buffer is FREE, READING a chunk, HASHING it (with a checksum only), or COPYING: its
- * pieces are fed and it is filled again only when the ticket of each of them is done L2  chunks are
- * started in the plan's order and come in any L3  a file must be what ll_checkpoint_open() saw,
- * before its first read and after its last: same size, same modification time L4  it waits for a
- * completion, or sleeps between questions for a ticket: it never spins No mapping of files: one cut
- * off while it is read is a short read here, not a SIGBUS. */
+ *       pieces are fed and it is filled again only when the ticket of each of them is done
+ *   L2  chunks are started in the plan's order and come in any
+ *   L3  a file must be what ll_checkpoint_open() saw, before its first read and after its last:
+ *       same size, same modification time
+ *   L4  it waits for a completion, or sleeps between questions for a ticket: it never spins
+ *   L5  a chunk that the backend would only copy is read to where it will lie, and fed from there
+ *
+ * No mapping of files: one cut off while it is read is a short read here, not a SIGBUS. */
 #include "runtime/loader.h"
 
 #include "base/assert.h"
@@ -38,6 +41,7 @@ struct buffer {
     struct ll_read read;
     enum buffer_state state;
     const struct ll_load_chunk *chunk;
+    char *staging; /* its part; the chunk may be read straight into its place instead */
     uint64_t ticket[TICKETS_MAX];
     uint32_t n_tickets;
 };
@@ -103,7 +107,7 @@ static int make_staging(struct load *load)
         return LL_ERR(-ENOMEM, "no memory for %u staging buffers of %zu bytes", load->n_buffers,
                       BUFFER_BYTES);
     for (uint32_t i = 0; i < load->n_buffers; i++)
-        load->buffer[i].read.buffer = (char *)load->staging + i * BUFFER_BYTES;
+        load->buffer[i].staging = (char *)load->staging + i * BUFFER_BYTES;
     if (load->backend->pin != NULL &&
         load->backend->pin(load->device, load->staging, load->staging_bytes, &error) < 0)
         ll_warn("weights load more slowly: the %s backend could not pin the staging buffers: %s",
@@ -255,6 +259,23 @@ static int report(struct load *load)
     return 0;
 }
 
+/* Where the backend would copy the chunk, if it would only copy it; NULL: it goes through staging.
+ */
+static char *place_of(const struct load *load, const struct ll_load_chunk *chunk)
+{
+    const struct ll_load_piece *piece = &load->plan.piece[chunk->first_piece], *next = piece + 1;
+    const bool is_shared = next < load->plan.piece + load->plan.n_pieces &&
+                           next->tensor->file == chunk->file && next->begin < chunk->end;
+
+    if (load->backend->place == NULL || !ll_reader_is_free(load->reader, chunk->file) ||
+        piece->quantised != NULL || is_shared || piece->begin > chunk->begin ||
+        piece->end < chunk->end)
+        return NULL;
+    return load->backend->place(load->device, load->weights, &piece->tensor->tensor, piece->rank,
+                                piece->tensor_offset + (chunk->begin - piece->begin),
+                                chunk->end - chunk->begin);
+}
+
 /* Free buffers start on the next chunks (L2), copied ones become free; gives how many moved on. */
 static int move_buffers(struct load *load)
 {
@@ -277,6 +298,9 @@ static int move_buffers(struct load *load)
             buffer->read.file = buffer->chunk->file;
             buffer->read.offset = buffer->chunk->begin;
             buffer->read.n_bytes = buffer->chunk->end - buffer->chunk->begin;
+            buffer->read.buffer = place_of(load, buffer->chunk);
+            if (buffer->read.buffer == NULL)
+                buffer->read.buffer = buffer->staging;
             buffer->state = BUFFER_READING;
             load->n_reading++;
             n_moved++;

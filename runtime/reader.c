@@ -493,6 +493,11 @@ struct ll_read *ll_reader_take(struct ll_reader *reader, bool is_waiting, int *r
     return read;
 }
 
+bool ll_reader_is_free(const struct ll_reader *reader, uint32_t file)
+{
+    return reader->uring == NULL && reader->file[file].align == 0;
+}
+
 enum ll_reader_way ll_reader_way(const struct ll_reader *reader)
 {
     return reader->way;

@@ -36,7 +36,8 @@ struct ll_read {
     /* given */
     uint32_t file;
     uint64_t offset, n_bytes; /* wanted; widened they fit the buffer (R2) */
-    char *buffer;             /* in the staging memory, aligned to LL_READER_ALIGN */
+    char *buffer;             /* in the staging memory, aligned to LL_READER_ALIGN; anywhere with
+                                 ll_reader_is_free() */
     /* the reader's */
     char *first;         /* where byte `offset` is when the read is done */
     uint64_t begin, end; /* widened, cut at the end of the file */
@@ -80,6 +81,9 @@ struct ll_read *ll_reader_take(struct ll_reader *reader, bool is_waiting, int *r
 /* R3: every file is still what it was. */
 int ll_reader_check(const struct ll_reader *reader);
 
+/* May a read of this file go to memory other than staging? Not past the page cache, which wants
+ * alignment, nor where buffers are registered. */
+bool ll_reader_is_free(const struct ll_reader *reader, uint32_t file);
 enum ll_reader_way ll_reader_way(const struct ll_reader *reader);
 /* Reads that are worth having in flight: options.depth, but two where one thread does each of them
  * when it is taken, since more buffers only leave the processor's cache. */

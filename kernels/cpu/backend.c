@@ -409,6 +409,14 @@ static int feed_columns(struct ll_cpu_weights *weights, const struct ll_tensor *
     return rc;
 }
 
+static void *cpu_place(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
+                       uint32_t rank, uint64_t offset, size_t n_bytes)
+{
+    if (weights >= d->options.n_weights || rank != 0 || d->n_ranks != 1)
+        return NULL; /* ranks have slices */
+    return ll_cpu_weights_place(&d->weights[weights][0], tensor, offset, n_bytes);
+}
+
 static int cpu_feed(struct ll_device *d, uint32_t weights, const struct ll_tensor *tensor,
                     uint32_t rank, uint64_t offset, const void *data, size_t n_bytes,
                     uint64_t *ticket, struct ll_text *error)
@@ -601,6 +609,7 @@ const struct ll_backend *ll_backend_cpu(void)
         .want = cpu_want,
         .pin = cpu_pin,
         .feed = cpu_feed,
+        .place = cpu_place,
         .fed = cpu_fed,
         .seal = cpu_seal,
         .submit = cpu_submit,

@@ -75,6 +75,9 @@ int ll_cpu_weights_want(const struct ll_cpu_weights *weights, const struct ll_te
                         struct ll_span *spans, uint32_t n_max, struct ll_text *error);
 int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
                         uint64_t offset, const void *data, size_t n_bytes, struct ll_text *error);
+/* As ll_backend.place. */
+void *ll_cpu_weights_place(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                           uint64_t offset, size_t n_bytes);
 int ll_cpu_weights_seal(struct ll_cpu_weights *weights, struct ll_text *error);
 
 /* Gives a set that has none as much memory as another one has, touched, so that a later load finds

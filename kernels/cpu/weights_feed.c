@@ -130,15 +130,20 @@ static int put_split(struct ll_cpu_tensor *t, uint64_t index, uint32_t first, co
     return 0;
 }
 
+/* Numbers stay as the file has them. */
+static bool is_copy(const struct ll_cpu_tensor *t)
+{
+    return (t->dtype == LL_DTYPE_BF16 && t->m.form == LL_FORM_BF16) ||
+           (t->dtype == LL_DTYPE_F32 && t->m.form == LL_FORM_F32) ||
+           (t->dtype == LL_DTYPE_E4M3 && t->m.form == LL_FORM_E4M3);
+}
+
 /* Whole numbers [index, index + n). */
 static void put_numbers(struct ll_cpu_tensor *t, uint64_t index, const uint8_t *bytes, uint64_t n)
 {
     const uint32_t width = ll_dtype_bytes(t->dtype);
-    const bool is_copy = (t->dtype == LL_DTYPE_BF16 && t->m.form == LL_FORM_BF16) ||
-                         (t->dtype == LL_DTYPE_F32 && t->m.form == LL_FORM_F32) ||
-                         (t->dtype == LL_DTYPE_E4M3 && t->m.form == LL_FORM_E4M3);
 
-    if (!is_copy) {
+    if (!is_copy(t)) {
         for (uint64_t i = 0; i < n; i++)
             ll_cpu_tensor_put(t, index + i, widen(bytes + i * width, t->dtype));
         return;
@@ -219,6 +224,8 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
     const uint8_t *bytes = data;
     uint64_t at = offset, end = offset + n_bytes;
     rc = note_range(t, offset, end);
+    if (rc == 0 && bytes == (uint8_t *)t->data + offset)
+        return 0;                     /* they were put there: ll_cpu_weights_place() */
     if (rc == 0 && at % width != 0) { /* the tail of a number that another piece begins */
         uint32_t n = (uint32_t)ll_min_u64(width - at % width, end - at);
         rc = put_split(t, at / width, (uint32_t)(at % width), bytes, n);
@@ -236,4 +243,27 @@ int ll_cpu_weights_feed(struct ll_cpu_weights *weights, const struct ll_tensor *
     if (rc < 0)
         return ll_cpu_fail(error, rc, "%s: no memory to note what has come", name.s);
     return 0;
+}
+
+void *ll_cpu_weights_place(struct ll_cpu_weights *weights, const struct ll_tensor *tensor,
+                           uint64_t offset, size_t n_bytes)
+{
+    const uint32_t width = ll_dtype_bytes(tensor->dtype);
+    struct ll_text error; /* feed finds the same and says it */
+    struct ll_span span;
+
+    if (ll_cpu_weights_want(weights, tensor, &span, 1, &error) != 1 ||
+        !ll_span_fits(offset, n_bytes, span.size_bytes) || offset % width != 0 ||
+        n_bytes % width != 0)
+        return NULL; /* halves of a number: feed puts them together */
+    if (weights->is_sealed)
+        ll_cpu_weights_begin(weights);
+    struct ll_cpu_tensor *t =
+        ll_cpu_tensor_at(weights, tensor->role, tensor->layer, ll_cpu_place_of(tensor));
+    if (t->dtype == 0 && ll_cpu_tensor_make_room(weights, t, tensor, &error) < 0)
+        return NULL;
+    if (t->dtype != tensor->dtype || t->m.rows != tensor->rows || t->m.cols != tensor->cols ||
+        !is_copy(t) || t->m.stride != t->m.cols)
+        return NULL; /* padded rows, or numbers of another type here */
+    return (uint8_t *)t->data + offset;
 }
