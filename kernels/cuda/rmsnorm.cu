@@ -12,7 +12,9 @@
 static constexpr int THREADS = 256;
 static constexpr int VECS_MAX = 8; /* 8 x 256 x 8 = 16384 elements a row */
 
-template <int VECS>
+/* IS_FEW: of a few rows, one waits for its loads, so all are in flight before the first is used; of
+ * many, more rows at once are worth more than that. The bits are the same. */
+template <int VECS, bool IS_FEW>
 __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(void *__restrict__ out, float *__restrict__ scale, bf16x8 *__restrict__ x,
                    const bf16x8 *__restrict__ delta, const bf16x8 *__restrict__ weight,
@@ -34,15 +36,27 @@ __global__ void __launch_bounds__(THREADS)
         t = rows[blockIdx.x].token == LL_CUDA_NONE ? 0 : rows[blockIdx.x].token;
     float v[VECS][8];
     float sum_sq = 0.0f;
+    bf16x8 of_x[IS_FEW ? VECS : 1], of_delta[IS_FEW ? VECS : 1];
 
+    if constexpr (IS_FEW) {
+#pragma unroll
+        for (int k = 0; k < VECS; k++) {
+            const uint32_t i = threadIdx.x + k * THREADS;
+            if (i < n_vecs) {
+                of_x[k] = x[(size_t)t * n_vecs + i];
+                if (delta != nullptr)
+                    of_delta[k] = delta[(size_t)t * n_vecs + i];
+            }
+        }
+    }
 #pragma unroll
     for (int k = 0; k < VECS; k++) {
         const uint32_t i = threadIdx.x + k * THREADS;
         if (i < n_vecs) {
-            unpack(x[(size_t)t * n_vecs + i], v[k]);
+            unpack(IS_FEW ? of_x[IS_FEW ? k : 0] : x[(size_t)t * n_vecs + i], v[k]);
             if (delta != nullptr) {
                 float d[8];
-                unpack(delta[(size_t)t * n_vecs + i], d);
+                unpack(IS_FEW ? of_delta[IS_FEW ? k : 0] : delta[(size_t)t * n_vecs + i], d);
 #pragma unroll
                 for (int j = 0; j < 8; j++)
                     v[k][j] += d[j];
@@ -103,16 +117,21 @@ extern "C" int ll_cuda_rmsnorm(void *out, float *scale, void *x, const void *del
         return -EINVAL;
     if (n_rows == 0)
         return 0;
-#define LAUNCH(n)                                                                                  \
-    return launch_chained(rmsnorm_kernel<n>, n_rows, THREADS, 0, stream, out, scale, (bf16x8 *)x,  \
-                          (const bf16x8 *)delta, (const bf16x8 *)weight, rows, n_vecs, eps, bound)
+#define LAUNCH(n, is_few)                                                                          \
+    return launch_chained(rmsnorm_kernel<n, is_few>, n_rows, THREADS, 0, stream, out, scale,       \
+                          (bf16x8 *)x, (const bf16x8 *)delta, (const bf16x8 *)weight, rows,        \
+                          n_vecs, eps, bound)
+    const bool is_few = n_rows <= 256;
     if (per_thread <= 1)
-        LAUNCH(1);
-    else if (per_thread <= 2)
-        LAUNCH(2);
-    else if (per_thread <= 4)
-        LAUNCH(4);
-    else
-        LAUNCH(8);
+        LAUNCH(1, true);
+    if (per_thread <= 2 && is_few)
+        LAUNCH(2, true);
+    if (per_thread <= 2)
+        LAUNCH(2, false);
+    if (per_thread <= 4 && is_few)
+        LAUNCH(4, true);
+    if (per_thread <= 4)
+        LAUNCH(4, false);
+    LAUNCH(8, false);
 #undef LAUNCH
 }

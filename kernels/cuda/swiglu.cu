@@ -8,29 +8,21 @@
 #include "kernels/cuda/common.cuh"
 
 static constexpr int THREADS = 256;
-static constexpr int WIDE = 512; /* of a block that has a whole row */
 
-/* One value row: silu(gate) * up, or a plain bf16 row. */
-template <bool GATED>
-__device__ static inline void load_row(const bf16x8 *row, uint32_t i, uint32_t n_vecs,
-                                       float (&y)[8])
+/* silu(gate) * up, each rounded to bf16 as it is made. */
+__device__ static inline void gate(float (&y)[8], const float (&up)[8])
 {
-    unpack(row[i], y);
-    if constexpr (GATED) {
-        float u[8];
-        unpack(row[n_vecs + i], u);
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float silu = y[j] / (1.0f + __expf(-y[j]));
-            y[j] = __bfloat162float(
-                __float2bfloat16_rn(__bfloat162float(__float2bfloat16_rn(silu)) * u[j]));
-        }
+    for (int j = 0; j < 8; j++) {
+        const float silu = __fdividef(y[j], 1.0f + __expf(-y[j]));
+        y[j] = __bfloat162float(
+            __float2bfloat16_rn(__bfloat162float(__float2bfloat16_rn(silu)) * up[j]));
     }
 }
 
-/* VECS: 16-byte vectors a thread keeps in registers, so that the row is read once; 0: a row too
- * wide for that is read twice. */
-template <bool GATED, int VECS>
+/* One block a row, which it keeps in registers: VECS vectors of 8 a thread, all loads in flight at
+ * once. Gated values are bf16, so they are kept as such. */
+template <bool GATED, int WIDE, int VECS>
 __global__ void __launch_bounds__(WIDE)
     quantize_kernel(uint2 *__restrict__ out, float *__restrict__ scale,
                     const bf16x8 *__restrict__ in, uint32_t n_vecs, float bound)
@@ -38,42 +30,78 @@ __global__ void __launch_bounds__(WIDE)
     pdl_release();
     pdl_wait();
     const bf16x8 *row = in + (size_t)blockIdx.x * n_vecs * (GATED ? 2 : 1);
-    float kept[VECS > 0 ? VECS : 1][8], amax = 0.0f;
+    bf16x8 kept[VECS], up[GATED ? VECS : 1];
+    float amax = 0.0f;
 
-    if constexpr (VECS > 0) {
 #pragma unroll
-        for (int k = 0; k < VECS; k++) {
-            const uint32_t i = threadIdx.x + k * WIDE;
-            if (i < n_vecs) {
-                load_row<GATED>(row, i, n_vecs, kept[k]);
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-                    amax = fmaxf(amax, fabsf(kept[k][j]));
-            }
+    for (int k = 0; k < VECS; k++) {
+        const uint32_t i = threadIdx.x + k * WIDE;
+        kept[k] = bf16x8{};
+        if (i < n_vecs)
+            kept[k] = row[i];
+        if constexpr (GATED) {
+            up[k] = bf16x8{};
+            if (i < n_vecs)
+                up[k] = row[n_vecs + i];
         }
-    } else {
-        for (uint32_t i = threadIdx.x; i < n_vecs; i += WIDE) {
-            load_row<GATED>(row, i, n_vecs, kept[0]);
+    }
 #pragma unroll
-            for (int j = 0; j < 8; j++)
-                amax = fmaxf(amax, fabsf(kept[0][j]));
+    for (int k = 0; k < VECS; k++) {
+        float y[8];
+        unpack(kept[k], y);
+        if constexpr (GATED) {
+            float u[8];
+            unpack(up[k], u);
+            gate(y, u);
+            kept[k] = pack(y);
         }
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            amax = fmaxf(amax, fabsf(y[j]));
     }
     const float s = fmaxf(fminf(block_max<WIDE>(amax), bound) / 448.0f, 1e-12f), inverse = 1.0f / s;
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
-    if constexpr (VECS > 0) {
 #pragma unroll
-        for (int k = 0; k < VECS; k++) {
-            const uint32_t i = threadIdx.x + k * WIDE;
-            if (i < n_vecs)
-                out[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(kept[k], inverse);
+    for (int k = 0; k < VECS; k++) {
+        const uint32_t i = threadIdx.x + k * WIDE;
+        float y[8];
+        unpack(kept[k], y);
+        if (i < n_vecs)
+            out[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(y, inverse);
+    }
+}
+
+/* A row too wide for that is read twice. */
+template <bool GATED>
+__global__ void __launch_bounds__(1024)
+    quantize_wide_kernel(uint2 *__restrict__ out, float *__restrict__ scale,
+                         const bf16x8 *__restrict__ in, uint32_t n_vecs, float bound)
+{
+    pdl_release();
+    pdl_wait();
+    const bf16x8 *row = in + (size_t)blockIdx.x * n_vecs * (GATED ? 2 : 1);
+    float y[8], u[8], amax = 0.0f, inverse = 0.0f;
+
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t i = threadIdx.x; i < n_vecs; i += 1024) {
+            unpack(row[i], y);
+            if constexpr (GATED) {
+                unpack(row[n_vecs + i], u);
+                gate(y, u);
+            }
+            if (pass == 1)
+                out[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(y, inverse);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                amax = fmaxf(amax, fabsf(y[j]));
         }
-    } else {
-        for (uint32_t i = threadIdx.x; i < n_vecs; i += WIDE) {
-            load_row<GATED>(row, i, n_vecs, kept[0]);
-            out[(size_t)blockIdx.x * n_vecs + i] = e4m3x8(kept[0], inverse);
-        }
+        if (pass == 1)
+            break;
+        const float s = fmaxf(fminf(block_max<1024>(amax), bound) / 448.0f, 1e-12f);
+        inverse = 1.0f / s;
+        if (threadIdx.x == 0)
+            scale[blockIdx.x] = s;
     }
 }
 
@@ -81,20 +109,22 @@ template <bool GATED>
 static int quantize(void *out, float *scale, const void *in, uint32_t n_tokens, uint32_t n_vecs,
                     float bound, cudaStream_t stream)
 {
-    const uint32_t per_thread = (n_vecs + WIDE - 1) / WIDE;
-#define LAUNCH(n)                                                                                  \
-    return launch_chained(quantize_kernel<GATED, n>, n_tokens, WIDE, 0, stream, (uint2 *)out,      \
-                          scale, (const bf16x8 *)in, n_vecs, bound)
-    if (per_thread <= 1)
-        LAUNCH(1);
-    else if (per_thread <= 2)
-        LAUNCH(2);
-    else if (per_thread <= 4)
-        LAUNCH(4);
-    else if (per_thread <= 8)
-        LAUNCH(8);
-    else
-        LAUNCH(0);
+#define LAUNCH(kernel, threads)                                                                    \
+    return launch_chained(kernel, n_tokens, threads, 0, stream, (uint2 *)out, scale,               \
+                          (const bf16x8 *)in, n_vecs, bound)
+    if (n_vecs <= 256)
+        LAUNCH((quantize_kernel<GATED, 256, 1>), 256);
+    if (n_vecs <= 512)
+        LAUNCH((quantize_kernel<GATED, 512, 1>), 512);
+    if (n_vecs <= 1024)
+        LAUNCH((quantize_kernel<GATED, 1024, 1>), 1024);
+    if (n_vecs <= 1792) /* the 8B's 14336 */
+        LAUNCH((quantize_kernel<GATED, 896, 2>), 896);
+    if (n_vecs <= 2048)
+        LAUNCH((quantize_kernel<GATED, 1024, 2>), 1024);
+    if (n_vecs <= 3584)
+        LAUNCH((quantize_kernel<GATED, 896, 4>), 896);
+    LAUNCH((quantize_wide_kernel<GATED>), 1024);
 #undef LAUNCH
 }
 
@@ -107,8 +137,10 @@ __global__ void __launch_bounds__(THREADS)
     const uint32_t i = blockIdx.x * THREADS + threadIdx.x;
 
     if (i < n_vecs) {
-        float y[8];
-        load_row<true>(row, i, n_vecs, y);
+        float y[8], up[8];
+        unpack(row[i], y);
+        unpack(row[n_vecs + i], up);
+        gate(y, up);
         out[(size_t)blockIdx.y * n_vecs + i] = pack(y);
     }
 }

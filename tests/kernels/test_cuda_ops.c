@@ -211,6 +211,9 @@ static void swiglu_gates_and_quantises(void **state)
     check_swiglu(1, 8);
     check_swiglu(3, 2056);
     check_swiglu(64, 1376);
+    check_swiglu(5, is_quick() ? 280 : 9000);
+    check_swiglu(5, is_quick() ? 288 : 16000);
+    check_swiglu(5, is_quick() ? 296 : 26000);
     check_swiglu(2, is_quick() ? 272 : 14336);
     check_swiglu(1, is_quick() ? 280 : 28672);
     check_swiglu(2, 53248); /* too wide for registers */
