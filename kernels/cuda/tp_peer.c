@@ -21,7 +21,7 @@
 
 /* Which form a sum takes, by its bytes: kernels/README.md has the table. One shot sends each byte
  * to N - 1 others, so its limit falls with N; inbox: what a rank may send one other rank, N times
- * that in two shots; NCCL above. */
+ * that in two shots where it is more than one shot's; NCCL above. */
 struct limits {
     size_t one_shot, inbox;
 };
@@ -29,7 +29,7 @@ struct limits {
 static struct limits limits_of(uint32_t n_ranks)
 {
     if (n_ranks == 2)
-        return (struct limits){4u << 20, 16u << 20};
+        return (struct limits){32u << 20, 32u << 20}; /* two shots move as many bytes */
     if (n_ranks == 4)
         return (struct limits){512u << 10, 4u << 20};
     return (struct limits){256u << 10, 4u << 20};
@@ -365,7 +365,8 @@ int ll_tp_peer_open(struct ll_cuda_tp *tp, struct ll_text *error)
         tp->peer->end[r].one_shot_vecs = limits.one_shot / 16;
         tp->peer->end[r].inbox_vecs = limits.inbox / 16;
         /* As many rows as the others may send, with room for their scales. */
-        tp->peer->end[r].rows_bytes = tp->n_parts * limits.inbox / 64 * 65;
+        tp->peer->end[r].rows_bytes =
+            limits.inbox > limits.one_shot ? tp->n_parts * limits.inbox / 64 * 65 : 64;
         tp->peer->end[r].late = (struct ll_comm_late *)late + r;
         tp->peer->end[r].wait_ns = LL_COMM_WAIT_NS;
         s = make_inboxes(tp, r);
