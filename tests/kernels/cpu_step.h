@@ -6,14 +6,13 @@
 
 #include "kernels/cpu/device.h"
 #include "base/numbers.h"
-#include "base/rng.h"
 #include "base/clock.h"
 #include "ll/client.h"
-#include "tests/kernels/demo.h"
+#include "tests/kernels/sequence.h"
 
 #include <math.h>
 
-enum { SEQ_MAX = 8, PROMPT_MAX = 300, OUT = 12, PER_SEQ = 6 };
+enum { SEQ_MAX = 8, OUT = OUT_MAX };
 
 static const struct ll_model_shape shape = {.n_layers = 3,
                                             .n_embd = 96,
@@ -28,17 +27,6 @@ static const struct ll_model_shape shape = {.n_layers = 3,
                                             .rope_theta = 1e4};
 
 static const struct ll_backend *backend;
-
-struct sequence { /* what is asked for, and what came */
-    uint32_t slot, n_prompt, prompt[PROMPT_MAX + OUT];
-    uint32_t page[PER_SEQ];
-    struct ll_sampling s;
-    uint64_t seed;
-    uint32_t n_out, out[OUT];
-    float logprob[OUT];
-    struct ll_ext top[OUT][4];
-    float score[PROMPT_MAX];
-};
 
 static inline struct ll_device *open_small(uint32_t n_threads, enum ll_dtype dtype,
                                            const char *extra)
@@ -62,38 +50,7 @@ static inline struct ll_device *open_small(uint32_t n_threads, enum ll_dtype dty
 
 static inline void make_sequence(struct sequence *q, uint32_t i, uint32_t n_prompt)
 {
-    uint64_t state = i + 1;
-
-    *q = (struct sequence){.slot = i, .n_prompt = n_prompt, .seed = 1000 + i};
-    for (uint32_t t = 0; t < n_prompt; t++)
-        q->prompt[t] = (uint32_t)ll_splitmix64(&state) % shape.n_vocab;
-    for (uint32_t p = 0; p < PER_SEQ; p++)
-        q->page[p] = i * PER_SEQ + p;
-    q->s = demo_sampling(i);
-}
-
-static inline struct ll_slot_init init_of(const struct sequence *q, uint32_t n_hist)
-{
-    return (struct ll_slot_init){.slot = q->slot,
-                                 .n_prompt = q->n_prompt,
-                                 .n_hist = n_hist,
-                                 .hist = q->prompt,
-                                 .seed = q->seed,
-                                 .s = q->s};
-}
-
-static inline void keep(struct sequence *q, const struct ll_result *r, uint32_t row)
-{
-    const struct ll_row_out *o = &r->rows[row];
-
-    assert_int_equal(o->slot, q->slot);
-    assert_int_equal(o->status, LL_ROW_OK);
-    assert_int_equal(o->n_tokens, 1);
-    assert_true(o->n_ext >= 4);
-    q->out[q->n_out] = o->token[0];
-    q->logprob[q->n_out] = o->logprob[0];
-    memcpy(q->top[q->n_out], r->ext + o->ext, sizeof(q->top[0]));
-    q->n_out++;
+    sequence_make(q, i, n_prompt, shape.n_vocab);
 }
 
 /* Runs them together: prompts in chunks (all rows of one step), then decode, run ahead. */
@@ -120,7 +77,7 @@ static inline void run_together(struct ll_device *device, struct sequence *q, ui
                 .slot = q[i].slot,
                 .pos = n_done[i],
                 .n_tokens = take,
-                .n_top = is_last ? 4 : 0,
+                .n_top = is_last ? N_TOP : 0,
                 .token = q[i].prompt + n_done[i],
                 .flags = (uint16_t)((is_last ? LL_ROW_SAMPLE : 0) | LL_ROW_PROMPT_LOGPROBS)};
             of[n_rows++] = i;
@@ -136,7 +93,7 @@ static inline void run_together(struct ll_device *device, struct sequence *q, ui
         for (uint32_t j = 0; j < n_rows; j++) {
             struct sequence *s = &q[of[j]];
             bool is_last = (rows[j].flags & LL_ROW_SAMPLE) != 0;
-            const struct ll_ext *ext = r.ext + r.rows[j].ext + (is_last ? 4 : 0);
+            const struct ll_ext *ext = r.ext + r.rows[j].ext + (is_last ? N_TOP : 0);
             for (uint32_t t = 0; t < rows[j].n_tokens - is_last; t++) {
                 assert_int_equal(ext[t].id, s->prompt[rows[j].pos + t + 1]);
                 s->score[rows[j].pos + t + 1] = ext[t].logprob;
@@ -153,7 +110,7 @@ static inline void run_together(struct ll_device *device, struct sequence *q, ui
                                       .pos = q[i].n_prompt + step - 1,
                                       .n_tokens = 1,
                                       .flags = LL_ROW_SAMPLE,
-                                      .n_top = 4};
+                                      .n_top = N_TOP};
         struct ll_result r = demo_run(device, &(struct ll_batch){.n_rows = n, .rows = rows});
         for (uint32_t i = 0; i < n; i++)
             keep(&q[i], &r, i);
@@ -181,20 +138,6 @@ static inline void run_alone(struct sequence *q, enum ll_dtype dtype)
         run_together(device, &q[i], 1, 512);
     }
     backend->close(device);
-}
-
-static inline struct ll_result poll_done(struct ll_device *device, int64_t ticket)
-{
-    struct ll_text error = {""};
-    struct ll_result r;
-    int rc;
-
-    do
-        rc = backend->poll(device, ticket, &r, &error);
-    while (rc == 0);
-    if (rc < 0)
-        fail_msg("poll: %s", error.s);
-    return r;
 }
 
 #endif

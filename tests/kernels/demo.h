@@ -175,23 +175,31 @@ static inline struct ll_device *demo_open(const struct ll_model_shape *shape,
     return device;
 }
 
+/* Polls until the step is done. */
+static inline struct ll_result demo_wait(const struct ll_backend *backend, struct ll_device *device,
+                                         int64_t ticket)
+{
+    struct ll_text error = {""};
+    struct ll_result result;
+    int rc;
+
+    while ((rc = backend->poll(device, ticket, &result, &error)) == 0)
+        ;
+    if (rc < 0)
+        fail_msg("poll: %d %s", rc, error.s);
+    return result;
+}
+
 /* Submits and polls until done. */
 static inline struct ll_result demo_run(struct ll_device *device, const struct ll_batch *batch)
 {
     const struct ll_backend *backend = DEMO_BACKEND();
     struct ll_text error = {""};
-    struct ll_result result;
     int64_t ticket = backend->submit(device, batch, &error);
-    int rc;
 
     if (ticket < 0)
         fail_msg("submit: %lld %s", (long long)ticket, error.s);
-    do
-        rc = backend->poll(device, ticket, &result, &error);
-    while (rc == 0);
-    if (rc < 0)
-        fail_msg("poll: %d %s", rc, error.s);
-    return result;
+    return demo_wait(backend, device, ticket);
 }
 
 static inline struct ll_sampling demo_greedy(void)

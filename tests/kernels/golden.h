@@ -39,19 +39,6 @@ static int64_t decode_one(struct ll_device *device, uint32_t pos, const uint32_t
     return ticket;
 }
 
-static struct ll_result golden_wait(struct ll_device *device, int64_t ticket)
-{
-    struct ll_text error = {""};
-    struct ll_result r;
-    int rc;
-
-    while ((rc = DEMO_BACKEND()->poll(device, ticket, &r, &error)) == 0)
-        ;
-    if (rc < 0)
-        fail_msg("poll: %s", error.s);
-    return r;
-}
-
 /* Runs one case in slot 0, chunks of `chunk` prompt tokens, then decode with run-ahead two deep. */
 static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, bool scores,
                      struct answer *a)
@@ -119,7 +106,7 @@ static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, 
         is_forced = false;
         if (i == 1)
             continue;
-        struct ll_result r = golden_wait(device, ticket[(i - 1) % 2]);
+        struct ll_result r = demo_wait(DEMO_BACKEND(), device, ticket[(i - 1) % 2]);
         const bool is_equal = r.rows[0].token[0] == forced;
         a->n_equal += is_equal;
         a->n_ids++;
@@ -127,7 +114,7 @@ static void run_case(struct ll_device *device, const json_t *c, uint32_t chunk, 
             differ(a, r.rows[0].logprob[0],
                    json_number_value(json_array_get(want_logprobs, i - 1)));
         else if (i < n_want) {
-            golden_wait(device, ticket[i % 2]);
+            demo_wait(DEMO_BACKEND(), device, ticket[i % 2]);
             ticket[i % 2] = decode_one(device, n_prompt + i - 1, &forced);
         }
     }

@@ -77,7 +77,7 @@ static void bad_batches_are_refused_and_good_ones_go_on(void **state)
     REFUSED(LL_E_AGAIN, "in flight");
     struct ll_result r;
     assert_int_equal(backend->poll(device, 3, &r, &error), LL_E_INVAL); /* out of order */
-    poll_done(device, 2);
+    demo_wait(backend, device, 2);
     assert_int_equal(backend->submit(device, &batch, &error), 4);
     backend->close(device); /* with two in flight */
     backend->close(NULL);
@@ -159,18 +159,10 @@ static void poll_returns_soon(void **state)
     (void)state;
     make_sequence(&q, 6, prompts[6]);
     for (int round = 0; round < 20; round++) {
-        struct ll_slot_init init = init_of(&q, q.n_prompt);
-        struct ll_pages_set pages = {q.slot, 0, PER_SEQ, q.page};
-        struct ll_row row = {
-            .slot = q.slot, .n_tokens = q.n_prompt, .token = q.prompt, .flags = LL_ROW_SAMPLE};
-        struct ll_batch batch = {.n_inits = 1,
-                                 .n_pages_sets = 1,
-                                 .n_rows = 1,
-                                 .inits = &init,
-                                 .pages = &pages,
-                                 .rows = &row};
+        struct first_step first;
+        first_step(&first, &q, q.n_prompt);
         struct ll_result r;
-        int64_t ticket = backend->submit(device, &batch, &error);
+        int64_t ticket = backend->submit(device, &first.batch, &error);
         uint64_t longest = 0;
         int rc, n_polls = 0;
         do {

@@ -72,29 +72,19 @@ static void a_preempted_sequence_goes_on_as_if_nothing_had_been(void **state)
         struct ll_device *device = open_small(1, LL_DTYPE_BF16, NULL);
         make_sequence(&q, i, prompts[i]);
         memcpy(q.prompt + q.n_prompt, alone[i].out, 5 * sizeof(q.prompt[0]));
-        struct ll_slot_init init = init_of(&q, q.n_prompt + 5);
-        struct ll_pages_set pages = {q.slot, 0, PER_SEQ, q.page};
-        struct ll_row row = {.slot = q.slot,
-                             .n_tokens = q.n_prompt + 5,
-                             .token = q.prompt,
-                             .flags = LL_ROW_SAMPLE,
-                             .n_top = 4};
-        struct ll_batch batch = {.n_inits = 1,
-                                 .n_pages_sets = 1,
-                                 .n_rows = 1,
-                                 .inits = &init,
-                                 .pages = &pages,
-                                 .rows = &row};
+        struct first_step first;
+        first_step(&first, &q, q.n_prompt + 5);
+        first.row.n_top = N_TOP;
         for (uint32_t step = 5; step < OUT; step++) {
-            struct ll_result r = demo_run(device, &batch);
+            struct ll_result r = demo_run(device, &first.batch);
             assert_int_equal(r.rows[0].token[0], alone[i].out[step]);
             assert_memory_equal(&r.rows[0].logprob[0], &alone[i].logprob[step], sizeof(float));
-            row = (struct ll_row){.slot = q.slot,
-                                  .pos = q.n_prompt + step,
-                                  .n_tokens = 1,
-                                  .flags = LL_ROW_SAMPLE,
-                                  .n_top = 4};
-            batch = (struct ll_batch){.n_rows = 1, .rows = &row};
+            first.row = (struct ll_row){.slot = q.slot,
+                                        .pos = q.n_prompt + step,
+                                        .n_tokens = 1,
+                                        .flags = LL_ROW_SAMPLE,
+                                        .n_top = N_TOP};
+            first.batch.n_inits = first.batch.n_pages_sets = 0;
         }
         backend->close(device);
     }
@@ -114,26 +104,18 @@ static void a_new_owner_of_a_slot_does_not_touch_the_step_in_flight(void **state
         struct sequence q;
         make_sequence(&q, i, prompts[i]);
         q.slot = 0;
-        struct ll_slot_init init = init_of(&q, q.n_prompt);
-        struct ll_pages_set pages = {0, 0, PER_SEQ, q.page};
-        struct ll_row row = {
-            .slot = 0, .n_tokens = q.n_prompt, .token = q.prompt, .flags = LL_ROW_SAMPLE};
-        struct ll_batch batch = {.n_inits = 1,
-                                 .n_pages_sets = 1,
-                                 .n_rows = 1,
-                                 .inits = &init,
-                                 .pages = &pages,
-                                 .rows = &row};
+        struct first_step first;
+        first_step(&first, &q, q.n_prompt);
         if (i >= 2)
-            assert_int_equal(poll_done(device, ticket[i - 2]).rows[0].token[0],
+            assert_int_equal(demo_wait(backend, device, ticket[i - 2]).rows[0].token[0],
                              alone[i - 2].out[0]);
-        ticket[i] = backend->submit(device, &batch, &error);
+        ticket[i] = backend->submit(device, &first.batch, &error);
         memset(&q, 0xff, sizeof(q)); /* submit has copied all of it */
-        memset(&row, 0xff, sizeof(row));
+        memset(&first, 0xff, sizeof(first));
         assert_int_equal(ticket[i], i + 1);
     }
     for (uint32_t i = SEQ_MAX - 2; i < SEQ_MAX; i++)
-        assert_int_equal(poll_done(device, ticket[i]).rows[0].token[0], alone[i].out[0]);
+        assert_int_equal(demo_wait(backend, device, ticket[i]).rows[0].token[0], alone[i].out[0]);
     backend->close(device);
 }
 
@@ -189,17 +171,9 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
     run_alone(alone, LL_DTYPE_F32);
     struct ll_device *device = open_small(1, LL_DTYPE_F32, NULL);
     make_sequence(&q, 4, prompts[4]);
-    struct ll_slot_init init = init_of(&q, q.n_prompt);
-    struct ll_pages_set pages = {q.slot, 0, PER_SEQ, q.page};
-    struct ll_row row = {
-        .slot = q.slot, .n_tokens = q.n_prompt, .token = q.prompt, .flags = LL_ROW_SAMPLE};
-    struct ll_batch batch = {.n_inits = 1,
-                             .n_pages_sets = 1,
-                             .n_rows = 1,
-                             .inits = &init,
-                             .pages = &pages,
-                             .rows = &row};
-    int64_t step = backend->submit(device, &batch, &error);
+    struct first_step first;
+    first_step(&first, &q, q.n_prompt);
+    int64_t step = backend->submit(device, &first.batch, &error);
     for (uint32_t p = 0; p < PER_SEQ; p++) {
         out[p] = (struct ll_copy){.dst = PER_SEQ - 1 - p, .src = q.page[p], .kind = LL_COPY_D2H};
         in[p] = (struct ll_copy){.dst = p, .src = PER_SEQ - 1 - p, .kind = LL_COPY_H2D};
@@ -208,7 +182,7 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
     assert_int_equal(ticket, 1);
     for (int i = 0; i < 100; i++) /* one thread: the step has not begun, so no page may move */
         assert_int_equal(backend->copied(device, ticket, &error), 0);
-    assert_int_equal(poll_done(device, step).rows[0].token[0], alone[4].out[0]);
+    assert_int_equal(demo_wait(backend, device, step).rows[0].token[0], alone[4].out[0]);
     while (backend->copied(device, ticket, &error) == 0)
         ;
     ticket = backend->copy(device, in, PER_SEQ, &error);
@@ -217,11 +191,11 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
     for (uint32_t p = 0; p < PER_SEQ; p++)
         q.page[p] = p; /* other pages than before */
     for (uint32_t i = 1; i < OUT; i++) {
-        row = (struct ll_row){
+        first.row = (struct ll_row){
             .slot = q.slot, .pos = q.n_prompt + i - 1, .n_tokens = 1, .flags = LL_ROW_SAMPLE};
-        batch =
-            (struct ll_batch){.n_pages_sets = i == 1, .pages = &pages, .n_rows = 1, .rows = &row};
-        assert_int_equal(demo_run(device, &batch).rows[0].token[0], alone[4].out[i]);
+        first.batch.n_inits = 0;
+        first.batch.n_pages_sets = i == 1;
+        assert_int_equal(demo_run(device, &first.batch).rows[0].token[0], alone[4].out[i]);
     }
     out[0].src = SEQ_MAX * PER_SEQ + 1;
     assert_int_equal(backend->copy(device, out, 1, &error), LL_E_INVAL);
@@ -237,20 +211,12 @@ static void a_prompt_is_scored_with_its_last_target_only_named(void **state)
     run_alone(alone, LL_DTYPE_F32);
     device = open_small(1, LL_DTYPE_F32, NULL);
     struct sequence *q = &alone[3];
-    struct ll_slot_init init = init_of(q, q->n_prompt);
-    struct ll_pages_set pages = {q->slot, 0, PER_SEQ, q->page};
-    struct ll_row row = {.slot = q->slot,
-                         .n_tokens = q->n_prompt - 1,
-                         .token = q->prompt,
-                         .flags = LL_ROW_PROMPT_LOGPROBS,
-                         .n_prompt_top = 3};
-    struct ll_batch batch = {.n_inits = 1,
-                             .n_pages_sets = 1,
-                             .n_rows = 1,
-                             .inits = &init,
-                             .pages = &pages,
-                             .rows = &row};
-    struct ll_result r = demo_run(device, &batch);
+    struct first_step first;
+    first_step(&first, q, q->n_prompt);
+    first.row.n_tokens = q->n_prompt - 1;
+    first.row.flags = LL_ROW_PROMPT_LOGPROBS;
+    first.row.n_prompt_top = 3;
+    struct ll_result r = demo_run(device, &first.batch);
     assert_int_equal(r.rows[0].n_tokens, 0);
     assert_int_equal(r.rows[0].n_ext, 4 * (q->n_prompt - 1));
     for (uint32_t t = 0; t + 1 < q->n_prompt; t++) {

@@ -7,14 +7,12 @@
 
 static const struct ll_backend *cuda;
 #define DEMO_BACKEND() cuda
-#include "base/rng.h"
 #include "ll/client.h"
-#include "tests/kernels/demo.h"
-#include "tests/kernels/feed.h"
+#include "tests/kernels/sequence.h"
 
 #include <math.h>
 
-enum { SEQ_MAX = 64, PROMPT_MAX = 300, OUT = 10, PER_SEQ = 6, N_TOP = 4 };
+enum { SEQ_MAX = 64, OUT = 10 };
 
 static struct ll_model_shape shape = {.n_layers = 2,
                                       .n_embd = 512,
@@ -27,16 +25,6 @@ static struct ll_model_shape shape = {.n_layers = 2,
                                       .rope = LL_ROPE_PLAIN,
                                       .rms_eps = 1e-5f,
                                       .rope_theta = 1e4};
-
-struct sequence { /* what is asked for, and what came */
-    uint32_t slot, n_prompt, prompt[PROMPT_MAX + OUT];
-    uint32_t page[PER_SEQ];
-    struct ll_sampling s;
-    uint64_t seed;
-    uint32_t n_out, out[OUT];
-    float logprob[OUT];
-    struct ll_ext top[OUT][N_TOP];
-};
 
 static struct ll_device *open_small(const char *extra, bool is_deterministic)
 {
@@ -59,73 +47,25 @@ static struct ll_device *open_small(const char *extra, bool is_deterministic)
 static void make_sequence(struct sequence *q, uint32_t i)
 {
     static const uint32_t lengths[] = {1, 5, 63, 64, 65, 128, 200, 290};
-    uint64_t state = i + 1;
 
-    *q = (struct sequence){.slot = i, .n_prompt = lengths[i % 8], .seed = 1000 + i};
-    for (uint32_t t = 0; t < q->n_prompt; t++)
-        q->prompt[t] = (uint32_t)ll_splitmix64(&state) % shape.n_vocab;
-    for (uint32_t p = 0; p < PER_SEQ; p++)
-        q->page[p] = i * PER_SEQ + p;
-    q->s = demo_sampling(i);
+    sequence_make(q, i, lengths[i % 8], shape.n_vocab);
 }
 
-static void keep(struct sequence *q, const struct ll_result *r, uint32_t row)
+static void keep_tops(struct sequence *q, const struct ll_result *r, uint32_t row)
 {
-    const struct ll_row_out *o = &r->rows[row];
-
-    assert_int_equal(o->slot, q->slot);
-    assert_int_equal(o->status, LL_ROW_OK);
-    assert_int_equal(o->n_tokens, 1);
-    assert_int_equal(o->n_ext, N_TOP);
-    q->out[q->n_out] = o->token[0];
-    q->logprob[q->n_out] = o->logprob[0];
-    memcpy(q->top[q->n_out], r->ext + o->ext, sizeof(q->top[0]));
-    q->n_out++;
-}
-
-static struct ll_slot_init init_of(const struct sequence *q, uint32_t n_hist)
-{
-    return (struct ll_slot_init){.slot = q->slot,
-                                 .n_prompt = q->n_prompt,
-                                 .n_hist = n_hist,
-                                 .hist = q->prompt,
-                                 .seed = q->seed,
-                                 .s = q->s};
+    assert_int_equal(r->rows[row].n_ext, N_TOP);
+    keep(q, r, row);
 }
 
 /* The prompt, in a step of its own: the first token. */
 static void run_prompt(struct ll_device *device, struct sequence *q)
 {
-    const struct ll_slot_init init = init_of(q, q->n_prompt);
-    const struct ll_pages_set pages = {q->slot, 0, PER_SEQ, q->page};
-    const struct ll_row row = {.slot = q->slot,
-                               .n_tokens = q->n_prompt,
-                               .token = q->prompt,
-                               .flags = LL_ROW_SAMPLE,
-                               .n_top = N_TOP};
-    const struct ll_batch batch = {.n_inits = 1,
-                                   .n_pages_sets = 1,
-                                   .n_rows = 1,
-                                   .inits = &init,
-                                   .pages = &pages,
-                                   .rows = &row};
-    struct ll_result r = demo_run(device, &batch);
+    struct first_step first;
 
-    keep(q, &r, 0);
-}
-
-static struct ll_result poll_done(struct ll_device *device, int64_t ticket)
-{
-    struct ll_text error = {""};
-    struct ll_result r;
-    int rc;
-
-    do
-        rc = cuda->poll(device, ticket, &r, &error);
-    while (rc == 0);
-    if (rc < 0)
-        fail_msg("poll: %s", error.s);
-    return r;
+    first_step(&first, q, q->n_prompt);
+    first.row.n_top = N_TOP;
+    struct ll_result r = demo_run(device, &first.batch);
+    keep_tops(q, &r, 0);
 }
 
 /* One token for each, run ahead: step n + 1 is submitted before n is read. */
@@ -147,9 +87,9 @@ static void run_decode(struct ll_device *device, struct sequence *q, uint32_t n)
             fail_msg("submit: %s", error.s);
         if (step == 1)
             continue;
-        struct ll_result r = poll_done(device, ticket[(step - 1) % 2]);
+        struct ll_result r = demo_wait(cuda, device, ticket[(step - 1) % 2]);
         for (uint32_t i = 0; i < n; i++)
-            keep(&q[i], &r, i);
+            keep_tops(&q[i], &r, i);
     }
 }
 
@@ -310,17 +250,9 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
         make_sequence(&whole, 7);
         run_all(device, &whole, 1);
         make_sequence(&q, 7);
-        const struct ll_slot_init init = init_of(&q, q.n_prompt);
-        const struct ll_pages_set pages = {q.slot, 0, PER_SEQ, q.page};
-        struct ll_row row = {
-            .slot = q.slot, .n_tokens = q.n_prompt, .token = q.prompt, .flags = LL_ROW_SAMPLE};
-        struct ll_batch batch = {.n_inits = 1,
-                                 .n_pages_sets = 1,
-                                 .n_rows = 1,
-                                 .inits = &init,
-                                 .pages = &pages,
-                                 .rows = &row};
-        int64_t step = cuda->submit(device, &batch, &error);
+        struct first_step first;
+        first_step(&first, &q, q.n_prompt);
+        int64_t step = cuda->submit(device, &first.batch, &error);
         for (uint32_t p = 0; p < PER_SEQ; p++) {
             out[p] =
                 (struct ll_copy){.dst = 2 * PER_SEQ - 1 - p, .src = q.page[p], .kind = LL_COPY_D2H};
@@ -328,7 +260,7 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
                 .dst = 100 + 3 * p, .src = 2 * PER_SEQ - 1 - p, .kind = LL_COPY_H2D};
         }
         int64_t ticket = cuda->copy(device, out, PER_SEQ, &error);
-        assert_int_equal(poll_done(device, step).rows[0].token[0], whole.out[0]);
+        assert_int_equal(demo_wait(cuda, device, step).rows[0].token[0], whole.out[0]);
         wait_copied(device, ticket);
         make_sequence(&other, 6); /* somebody else's tokens over the old pages */
         memcpy(other.page, q.page, sizeof(q.page));
@@ -337,11 +269,11 @@ static void pages_come_back_from_the_host_as_they_went(void **state)
         for (uint32_t p = 0; p < PER_SEQ; p++)
             q.page[p] = 100 + 3 * p;
         for (uint32_t i = 1; i < OUT; i++) {
-            row = (struct ll_row){
+            first.row = (struct ll_row){
                 .slot = q.slot, .pos = q.n_prompt + i - 1, .n_tokens = 1, .flags = LL_ROW_SAMPLE};
-            batch = (struct ll_batch){
-                .n_pages_sets = i == 1, .pages = &pages, .n_rows = 1, .rows = &row};
-            struct ll_result r = demo_run(device, &batch);
+            first.batch.n_inits = 0;
+            first.batch.n_pages_sets = i == 1;
+            struct ll_result r = demo_run(device, &first.batch);
             assert_int_equal(r.rows[0].token[0], whole.out[i]);
             assert_memory_equal(&r.rows[0].logprob[0], &whole.logprob[i], sizeof(float));
         }
@@ -456,12 +388,7 @@ static void score(const struct ll_backend *with, struct ll_device *device, struc
                                        .pages = &pages,
                                        .rows = &row};
         int64_t ticket = with->submit(device, &batch, &error);
-        struct ll_result r;
-        int rc;
-        while ((rc = with->poll(device, ticket, &r, &error)) == 0)
-            ;
-        if (rc < 0)
-            fail_msg("score: %s", error.s);
+        struct ll_result r = demo_wait(with, device, ticket);
         assert_int_equal(r.rows[0].n_ext, row.n_tokens);
         for (uint32_t i = 0; i < row.n_tokens; i++) {
             assert_int_equal(r.ext[r.rows[0].ext + i].id, q->prompt[at + i + 1]);
