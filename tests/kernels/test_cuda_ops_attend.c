@@ -370,7 +370,7 @@ static void rows_are_right_where_their_items_double_in_size(void **state)
 {
     static const struct {
         uint32_t H, K, D, longest; /* of the smallest items */
-    } shapes[] = {{8, 8, 64, 16384}, {8, 2, 64, 32768}, {4, 1, 128, 32768}};
+    } shapes[] = {{8, 8, 64, 16384}, {8, 2, 64, 65536}, {4, 1, 128, 65536}};
 
     (void)state;
     if (is_quick())
