@@ -44,10 +44,11 @@ static void every_number_has_its_ranks(void **state)
                                     : is_kv && n > model.n_kv_heads ? n / model.n_kv_heads
                                                                     : 1;
             unsigned char *count = calloc((size_t)t.rows * t.cols, 1);
-            for (uint32_t r = 0; r < n; r++) {
-                struct ll_cuda_slice s;
+            struct ll_cuda_slice s, before = {0};
+            for (uint32_t r = 0; r < n; r++, before = s) {
                 struct ll_text error = {""};
                 assert_int_equal(ll_cuda_rank_slice(&model, n, &t, r, &s, &error), 0);
+                assert_true(s.row >= before.row && s.col >= before.col); /* ids by rank: T4 */
                 assert_true(s.row + s.n_rows <= t.rows && s.col + s.n_cols <= t.cols);
                 for (uint32_t i = s.row; i < s.row + s.n_rows; i++)
                     for (uint32_t k = s.col; k < s.col + s.n_cols; k++)

@@ -40,6 +40,7 @@ struct ll_device {
     uint32_t n_spans; /* each tensor is wanted in so many spans a rank, dealt out in turn */
     bool is_shared;   /* every rank wants everything */
     bool has_gaps;    /* spans of odd number are nobody's */
+    bool has_places;  /* tells where bytes will lie */
     uint32_t lag;     /* fed() says "not yet" so often before it takes the piece */
     int fail_at;      /* feed() number that fails; -1 none */
     int no_want, no_seal;
@@ -47,7 +48,7 @@ struct ll_device {
     bool is_cut;       /* by cutting it, else by touching it */
 
     struct pending *pending;
-    uint32_t n_feeds, n_waits, n_pins, n_unpins, n_seals;
+    uint32_t n_feeds, n_waits, n_pins, n_unpins, n_seals, n_placed;
     uint8_t *bytes[RANKS_MAX][TENSORS_MAX];
     uint8_t *times[RANKS_MAX][TENSORS_MAX]; /* how often each byte came */
     uint64_t n_bytes_max;
@@ -116,6 +117,38 @@ static void spoil_file(const struct ll_device *device)
         assert_int_equal(utimensat(AT_FDCWD, device->spoil, times, 0), 0);
 }
 
+static void make_room(struct ll_device *device, const struct ll_tensor *tensor, uint32_t rank)
+{
+    uint32_t i = index_of(tensor);
+
+    if (device->bytes[rank][i] == NULL) {
+        device->bytes[rank][i] = calloc(1, tensor->size_bytes);
+        device->times[rank][i] = calloc(1, tensor->size_bytes);
+    }
+}
+
+static void *rec_place(struct ll_device *device, uint32_t weights, const struct ll_tensor *tensor,
+                       uint32_t rank, uint64_t offset, size_t n_bytes)
+{
+    assert_int_equal(weights, 1);
+    assert_true(offset + n_bytes <= tensor->size_bytes);
+    if (!device->has_places)
+        return NULL;
+    make_room(device, tensor, rank);
+    return device->bytes[rank][index_of(tensor)] + offset;
+}
+
+/* What was read into a place is fed from there, and is what lies there. */
+static bool is_placed(const struct ll_device *device, const struct pending *p)
+{
+    const uint8_t *bytes = device->bytes[p->rank][index_of(&p->tensor)];
+
+    if (bytes == NULL || p->data < bytes || p->data >= bytes + p->tensor.size_bytes)
+        return false;
+    assert_ptr_equal(p->data, bytes + p->offset);
+    return true;
+}
+
 static int rec_feed(struct ll_device *device, uint32_t weights, const struct ll_tensor *tensor,
                     uint32_t rank, uint64_t offset, const void *data, size_t n_bytes,
                     uint64_t *ticket, struct ll_text *error)
@@ -130,6 +163,7 @@ static int rec_feed(struct ll_device *device, uint32_t weights, const struct ll_
         spoil_file(device);
     device->pending[device->n_feeds] = (struct pending){
         .tensor = *tensor, .rank = rank, .offset = offset, .data = data, .n_bytes = n_bytes};
+    device->n_placed += is_placed(device, &device->pending[device->n_feeds]);
     *ticket = ++device->n_feeds;
     return 0;
 }
@@ -145,12 +179,10 @@ static int rec_fed(struct ll_device *device, uint64_t ticket, struct ll_text *er
         return 1;
     if (device->lag > 0 && device->n_waits++ % (device->lag + 1) != device->lag)
         return 0;
-    if (device->bytes[p->rank][i] == NULL) {
-        device->bytes[p->rank][i] = calloc(1, p->tensor.size_bytes);
-        device->times[p->rank][i] = calloc(1, p->tensor.size_bytes);
-    }
+    make_room(device, &p->tensor, p->rank);
     assert_true(p->offset + p->n_bytes <= p->tensor.size_bytes);
-    memcpy(device->bytes[p->rank][i] + p->offset, p->data, p->n_bytes);
+    if (p->data != device->bytes[p->rank][i] + p->offset)
+        memcpy(device->bytes[p->rank][i] + p->offset, p->data, p->n_bytes);
     for (size_t k = 0; k < p->n_bytes; k++)
         device->times[p->rank][i][p->offset + k]++;
     if (p->n_bytes > device->n_bytes_max)
@@ -172,6 +204,7 @@ static const struct ll_backend recorder = {.abi = LL_BACKEND_ABI,
                                            .name = "recorder",
                                            .want = rec_want,
                                            .pin = rec_pin,
+                                           .place = rec_place,
                                            .feed = rec_feed,
                                            .fed = rec_fed,
                                            .seal = rec_seal};
@@ -292,15 +325,13 @@ static void ranks_get_what_they_want_in_any_split(void **state)
             }
 }
 
-/* More than the staging buffers hold together, taken late: one filled again too early would show.
- */
-static void check_large_file(enum ll_reader_way way)
+/* Two tensors that together are more than the staging buffers hold. */
+static struct fixture *open_large_fixture(void)
 {
-    struct maker *maker;
     struct fixture *f = calloc(1, sizeof(*f));
+    struct maker *maker = &f->maker;
     char config[2048];
 
-    maker = &f->maker;
     maker_init(maker, "F32");
     for (int i = 0; i < 2; i++) {
         struct maker_tensor *t =
@@ -317,9 +348,19 @@ static void check_large_file(enum ll_reader_way way)
     maker_write_text(maker, "config.json", config);
     if (ll_checkpoint_open(&f->checkpoint, maker->directory) < 0)
         fail_msg("%s", ll_err_text());
-    f->device = (struct ll_device){.n_ranks = 2, .n_spans = 3, .fail_at = -1, .lag = 2};
-    f->device.is_shared = true;
+    f->device = (struct ll_device){.n_ranks = 1, .n_spans = 1, .fail_at = -1, .lag = 2};
     f->device.pending = calloc(PENDING_MAX, sizeof(*f->device.pending));
+    return f;
+}
+
+/* Taken late: a buffer filled again too early would show. */
+static void check_large_file(enum ll_reader_way way)
+{
+    struct fixture *f = open_large_fixture();
+
+    f->device.n_ranks = 2;
+    f->device.n_spans = 3;
+    f->device.is_shared = true;
     f->options.way = way;
     forget_files(f);
     assert_int_equal(load(f), 0);
@@ -342,6 +383,27 @@ static void file_of_many_buffers_arrives_whole_by_every_way(void **state)
     (void)state;
     for (int way = LL_READER_FIXED; way <= LL_READER_PLAIN; way++)
         check_large_file((enum ll_reader_way)way);
+}
+
+/* Chunks that are one rank's part of one tensor are read to where they will lie (L5), where reads
+ * may go anywhere: files of the page cache, by threads. */
+static void what_is_only_copied_is_read_into_its_place(void **state)
+{
+    (void)state;
+    for (uint32_t n_ranks = 1; n_ranks <= 2; n_ranks++)
+        for (uint32_t is_shared = 0; is_shared < n_ranks; is_shared++) {
+            struct fixture *f = open_large_fixture();
+            f->device.n_ranks = n_ranks;
+            f->device.n_spans = 2 * n_ranks - 1;
+            f->device.is_shared = is_shared;
+            f->device.has_places = true;
+            f->options.way = LL_READER_THREADS;
+            assert_int_equal(load(f), 0);
+            assert_all_there(f);
+            assert_true(f->device.n_placed < f->device.n_feeds); /* small ones share a chunk */
+            assert_int_equal(f->device.n_placed > 0, n_ranks == 1 || !is_shared);
+            close_fixture(f);
+        }
 }
 
 static void assert_fails(struct fixture *f, int code, const char *word1, const char *word2)
@@ -665,6 +727,7 @@ int main(void)
         cmocka_unit_test(every_byte_arrives_once_in_three_types_by_every_way),
         cmocka_unit_test(ranks_get_what_they_want_in_any_split),
         cmocka_unit_test(file_of_many_buffers_arrives_whole_by_every_way),
+        cmocka_unit_test(what_is_only_copied_is_read_into_its_place),
         cmocka_unit_test(linears_are_quantised_across_buffers_and_ranks),
         cmocka_unit_test(numbers_that_cannot_be_quantised_are_named),
         cmocka_unit_test(quantising_a_row_is_what_the_header_says),
