@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/attend_prefill.cu - causal attention of a prompt chunk over its cached pages.
  *
- * For GPUs before 9.0 (attend_prefill_sm90.cu is theirs). A block takes half a tile: up to 64 / G query
- * tokens of one row times the G heads of one KV head: 64 packed rows, 16 a warp, each with its own
- * causal bound. The chunk's own K and V are in the pages already
- * (rope_append ran before). Two-stage cp.async pipeline, mma.sync bf16, fp32 online softmax.
+ * For GPUs before 9.0, and the entry for all: from 9.0 on it goes to attend_prefill_sm90.cu. A
+ * block takes half a tile: up to 64 / G query tokens of one row times the G heads of one KV head:
+ * 64 packed rows, 16 a warp, each with its own causal bound. The chunk's own K and V are in the
+ * pages already (rope_append ran before). Two-stage cp.async pipeline, mma.sync bf16, fp32 online
+ * softmax.
  * Compute bound: 4 D flops a (query row, cached token). Reference: kernels/cpu. */
 #include "kernels/cuda/attend.cuh"
 
@@ -122,9 +123,9 @@ static int launch(const struct ll_cuda_attend_args *a, cudaStream_t stream)
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES) !=
         cudaSuccess)
         return -EIO;
-    return launch_chained(kernel, dim3(2 * a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES, stream,
-                          *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv, a->kv_scale,
-                          (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
+    return launch_chained(kernel, dim3(2 * a->n_tiles, a->n_kv_heads), ATTEND_THREADS, BYTES,
+                          stream, *a->tables, (const bf16 *)a->qkv, (unsigned char *)a->kv,
+                          a->kv_scale, (bf16 *)a->out, a->n_heads, a->n_kv_heads, a->scale);
 }
 
 extern "C" int ll_cuda_attend_prefill(const struct ll_cuda_attend_args *args, cudaStream_t stream)

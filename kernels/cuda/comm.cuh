@@ -132,8 +132,7 @@ __device__ static inline void finish_row(const ll_comm_norm &a, float (&v)[VECS]
     if (a.scale[0] == nullptr)
         return;
 
-    const float s = fmaxf(fminf(max_over<THREADS>(amax, part[turn % 2][1]), a.bound) / 448.0f,
-                          1e-12f),
+    const float s = e4m3_scale(max_over<THREADS>(amax, part[turn % 2][1]), a.bound),
                 inverse = 1.0f / s;
     if (threadIdx.x == 0)
         put.scale(s);

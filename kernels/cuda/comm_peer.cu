@@ -51,20 +51,7 @@ __global__ void __launch_bounds__(THREADS)
                 continue;
             const size_t at = (size_t)t * n_vecs + i;
             uint4 *from = (uint4 *)p.inbox[p.rank] + box + (size_t)row * n_vecs + i;
-            uint4 come[RANKS];
-#pragma unroll
-            for (uint32_t r = 0; r < RANKS; r++)
-                come[r] = r == p.rank ? never_empty(mine[at]) : peek(from + r * p.inbox_vecs);
-#pragma unroll
-            for (uint32_t r = 0; r < RANKS; r++) {
-                if (r == p.rank)
-                    continue;
-                come[r] = take(from + r * p.inbox_vecs, come[r], p, r);
-            }
-            unpack(come[0], v[k]);
-#pragma unroll
-            for (uint32_t r = 1; r < RANKS; r++)
-                add(v[k], come[r]);
+            sum_ranks<RANKS>(v[k], mine[at], from, p);
             const bf16x8 x = new_x(v[k], (const bf16x8 *)a.x[0] + at, a.sets_x);
             if (a.rows == nullptr)
                 ((bf16x8 *)a.x[0])[at] = x;
@@ -138,11 +125,10 @@ static int launch_norm(const ll_comm_norm *a, const ll_comm_peer *p, uint32_t bu
                        cudaStream_t stream)
 {
     const uint32_t n_vecs = a->n_embd / 8;
-    const uint32_t n_blocks = a->n_rows < p->n_blocks_max ? a->n_rows : p->n_blocks_max;
 
 #define LAUNCH(threads, vecs)                                                                      \
-    return launch_chained(peer_norm_kernel<RANKS, threads, vecs>, n_blocks, threads, 0, stream,    \
-                          *a, *p, buffer, n_vecs)
+    return launch_chained(peer_norm_kernel<RANKS, threads, vecs>, peer_blocks(a, p), threads, 0,   \
+                          stream, *a, *p, buffer, n_vecs)
     LL_COMM_BY_WIDTH(n_vecs, LAUNCH);
 #undef LAUNCH
 }
@@ -156,21 +142,12 @@ extern "C" bool ll_comm_norm_peer_fits(const struct ll_comm_peer *peer, uint32_t
 extern "C" int ll_comm_norm_peer(const struct ll_comm_norm *args, const struct ll_comm_peer *peer,
                                  uint32_t buffer, cudaStream_t stream)
 {
-    if (args->n_embd == 0 || args->n_embd % 8 != 0 || args->n_embd / 8 > 2048 ||
-        args->n_parts != 1 || buffer >= LL_COMM_BUFFERS || peer->n_blocks_max == 0 ||
+    if (!is_peer_norm(args, peer, buffer) ||
         !ll_comm_norm_peer_fits(peer, args->n_rows, args->n_embd))
         return -EINVAL;
     if (args->n_rows == 0)
         return 0;
-    switch (peer->n_ranks) {
-    case 2:
-        return launch_norm<2>(args, peer, buffer, stream);
-    case 4:
-        return launch_norm<4>(args, peer, buffer, stream);
-    case 8:
-        return launch_norm<8>(args, peer, buffer, stream);
-    }
-    return -EINVAL;
+    return LL_COMM_BY_RANKS(peer->n_ranks, launch_norm, args, peer, buffer, stream);
 }
 
 extern "C" int ll_comm_inbox_clear(void *inbox, size_t bytes, cudaStream_t stream)

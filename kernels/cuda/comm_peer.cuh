@@ -82,4 +82,44 @@ __device__ static inline uint32_t token_of(const ll_comm_norm &a, uint32_t row)
     return t == LL_CUDA_NONE ? 0 : t;
 }
 
+/* sum: of all ranks' words of one place, rank 0 first. mine: this rank's own; from: where rank 0's
+ * comes into its inbox. */
+template <int RANKS>
+__device__ static inline void sum_ranks(float (&sum)[8], const uint4 &mine, uint4 *from,
+                                        const ll_comm_peer &p)
+{
+    uint4 come[RANKS];
+#pragma unroll
+    for (uint32_t r = 0; r < RANKS; r++) /* all on the way before the first is waited for */
+        come[r] = r == p.rank ? never_empty(mine) : peek(from + r * p.inbox_vecs);
+#pragma unroll
+    for (uint32_t r = 0; r < RANKS; r++)
+        if (r != p.rank)
+            come[r] = take(from + r * p.inbox_vecs, come[r], p, r);
+    unpack(come[0], sum);
+#pragma unroll
+    for (uint32_t r = 1; r < RANKS; r++)
+        add(sum, come[r]);
+}
+
+/* What both forms ask of their arguments, but for room in the inboxes. */
+static inline bool is_peer_norm(const ll_comm_norm *a, const ll_comm_peer *p, uint32_t buffer)
+{
+    return a->n_embd != 0 && a->n_embd % 8 == 0 && a->n_embd / 8 <= 2048 && a->n_parts == 1 &&
+           buffer < LL_COMM_BUFFERS && p->n_blocks_max != 0;
+}
+
+/* No more than are resident at once, since a block waits for those of other ranks. */
+static inline uint32_t peer_blocks(const ll_comm_norm *a, const ll_comm_peer *p)
+{
+    return a->n_rows < p->n_blocks_max ? a->n_rows : p->n_blocks_max;
+}
+
+/* CALL<n_ranks>(...); -EINVAL where no kernel was made for so many. */
+#define LL_COMM_BY_RANKS(n_ranks, CALL, ...)                                                       \
+    ((n_ranks) == 2   ? CALL<2>(__VA_ARGS__)                                                       \
+     : (n_ranks) == 4 ? CALL<4>(__VA_ARGS__)                                                       \
+     : (n_ranks) == 8 ? CALL<8>(__VA_ARGS__)                                                       \
+                      : -EINVAL)
+
 #endif

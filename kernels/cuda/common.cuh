@@ -51,6 +51,13 @@ __device__ static inline uint2 e4m3x8(const float (&f)[8], float inverse = 1.0f)
     return make_uint2(word[0], word[1]);
 }
 
+/* What a row whose largest magnitude is amax is divided by; bound cuts outliers off (INFINITY: none
+ * is). Never 0. */
+__device__ static inline float e4m3_scale(float amax, float bound)
+{
+    return fmaxf(fminf(amax, bound) / 448.0f, 1e-12f);
+}
+
 __device__ static inline float warp_sum(float x)
 {
 #pragma unroll

@@ -93,8 +93,7 @@ __global__ void __launch_bounds__(THREADS)
     if (scale == nullptr)
         return;
 
-    const float s = fmaxf(fminf(block_max<THREADS>(amax), bound) / 448.0f, 1e-12f),
-                inverse = 1.0f / s;
+    const float s = e4m3_scale(block_max<THREADS>(amax), bound), inverse = 1.0f / s;
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
 #pragma unroll

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(WIDE)
         for (int j = 0; j < 8; j++)
             amax = fmaxf(amax, fabsf(y[j]));
     }
-    const float s = fmaxf(fminf(block_max<WIDE>(amax), bound) / 448.0f, 1e-12f), inverse = 1.0f / s;
+    const float s = e4m3_scale(block_max<WIDE>(amax), bound), inverse = 1.0f / s;
     if (threadIdx.x == 0)
         scale[blockIdx.x] = s;
 #pragma unroll
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(1024)
         }
         if (pass == 1)
             break;
-        const float s = fmaxf(fminf(block_max<1024>(amax), bound) / 448.0f, 1e-12f);
+        const float s = e4m3_scale(block_max<1024>(amax), bound);
         inverse = 1.0f / s;
         if (threadIdx.x == 0)
             scale[blockIdx.x] = s;

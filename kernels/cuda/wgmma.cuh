@@ -15,8 +15,7 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* ---- barriers in shared memory
- * ------------------------------------------------------------------*/
+/* ---- barriers in shared memory ----------------------------------------------------------------*/
 __device__ static inline void barrier_init(uint64_t *bar, uint32_t n_arrivals)
 {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_address(bar)),
@@ -66,8 +65,7 @@ __device__ static inline void named_arrive(uint32_t id, uint32_t n_threads)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n_threads) : "memory");
 }
 
-/* ---- copies
- * ---------------------------------------------------------------------------------------*/
+/* ---- copies -----------------------------------------------------------------------------------*/
 __device__ static inline void copy_box(void *shared, const CUtensorMap *map, uint32_t x, uint32_t y,
                                        uint64_t *bar)
 {
@@ -85,8 +83,7 @@ __device__ static inline void copy_bulk(void *shared, const void *global, uint32
                  : "memory");
 }
 
-/* ---- products
- * ---------------------------------------------------------------------------------------*/
+/* ---- products ---------------------------------------------------------------------------------*/
 /* An operand at shared address `at`. K-major (a row is a row or column of the product): stride is
  * that between groups of 8 rows, lead unused. Transposed (a row is one step of K): lead is the
  * stride between blocks of 64 columns, stride that between groups of 8 rows. */
