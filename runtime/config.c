@@ -63,7 +63,8 @@ static const struct ll_option options[] = {
     {"Device", "gpu-memory-utilization", LL_OPTION_FLOAT, AT(gpu_memory_utilization), 0.01, 1, NULL,
      "0.9", NULL, "share of a GPU's memory to use (cuda)"},
     {"Device", "tensor-parallel-size", LL_OPTION_U32, AT(tensor_parallel_size), 1, 8, NULL, "1",
-     "ranks", "parts the model is cut into, 1, 2, 4 or 8, a GPU for each; cpu: in lockstep, for tests"},
+     "ranks",
+     "parts the model is cut into, 1, 2, 4 or 8, a GPU for each; cpu: in lockstep, for tests"},
     {"Device", "tp-shard-only", LL_OPTION_BOOL, AT(is_tp_shard_only), 0, 0, NULL, "no", NULL,
      "measure one rank of --tensor-parallel-size alone on one GPU, with dummy weights: its text "
      "means nothing"},

@@ -38,11 +38,9 @@ struct ll_reload {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wanted;
-    bool has_order, is_over;
-    _Atomic bool is_cancelled;
-    _Atomic uint64_t bytes_done, bytes_total;
-    _Atomic bool is_reading; /* the directory was accepted */
-    int done_fd;             /* eventfd: the thread has a result */
+    bool has_order;
+    _Atomic bool is_over; /* set under the lock; a read under way looks without it */
+    int done_fd;          /* eventfd: the thread has a result */
 
     /* the thread's, from an order to its result */
     char model[1024], directory[1024];
@@ -61,12 +59,10 @@ static int on_progress(void *context, const struct ll_load_progress *now)
 {
     struct ll_reload *reload = context;
 
-    /* Relaxed: figures, and a wish that may be seen a buffer later. */
-    atomic_store_explicit(&reload->bytes_done, now->bytes_done, memory_order_relaxed);
-    atomic_store_explicit(&reload->bytes_total, now->bytes_total, memory_order_relaxed);
     ll_stat_set(&reload->options.stats->reload_bytes_done, now->bytes_done);
     ll_stat_set(&reload->options.stats->reload_bytes_total, now->bytes_total);
-    return atomic_load_explicit(&reload->is_cancelled, memory_order_relaxed) ? -ECANCELED : 0;
+    /* Relaxed: a wish, of ll_reload_close(), that may be seen a buffer later. */
+    return atomic_load_explicit(&reload->is_over, memory_order_relaxed) ? -ECANCELED : 0;
 }
 
 static int load(struct ll_reload *reload)
@@ -87,8 +83,7 @@ static int load(struct ll_reload *reload)
     reload->has_checkpoint = rc == 0;
     if (rc < 0)
         return rc;
-    /* Relaxed: a figure. */
-    atomic_store_explicit(&reload->is_reading, true, memory_order_relaxed);
+    ll_stat_set(&reload->options.stats->reload_state, LL_RELOAD_READING);
     return ll_loader_run(setup->backend, setup->device, reload->set, &reload->checkpoint, &options);
 }
 
@@ -96,9 +91,11 @@ static int load(struct ll_reload *reload)
 static bool wait_for_order(struct ll_reload *reload)
 {
     pthread_mutex_lock(&reload->lock);
-    while (!reload->has_order && !reload->is_over)
+    /* Relaxed: the lock orders it. */
+    while (!reload->has_order && !atomic_load_explicit(&reload->is_over, memory_order_relaxed))
         pthread_cond_wait(&reload->wanted, &reload->lock);
-    bool has_order = reload->has_order && !reload->is_over;
+    bool has_order =
+        reload->has_order && !atomic_load_explicit(&reload->is_over, memory_order_relaxed);
     reload->has_order = false;
     pthread_mutex_unlock(&reload->lock);
     return has_order;
@@ -293,7 +290,9 @@ static int check_order(const struct ll_reload *reload, const struct ll_reload_or
         return LL_ERR(LL_E_DRAINING, "the runtime is stopping");
     if (now->state != LL_RELOAD_IDLE)
         return LL_ERR(LL_E_BUSY, "a reload of %.300s is under way (%s): wait for its end",
-                      now->model, ll_reload_state_name(now->state));
+                      now->model,
+                      ll_reload_state_name(
+                          (enum ll_reload_state)ll_stat_get(&reload->options.stats->reload_state)));
     if (order->model[0] == 0)
         return LL_ERR(LL_E_INVAL, "reload of what? give a model's directory");
     if (strlen(order->model) >= sizeof(now->model))
@@ -320,9 +319,9 @@ int ll_reload_begin(struct ll_reload *reload, const struct ll_reload_order *orde
         (order->wait_s != UINT32_MAX ? order->wait_s : setup->config->reload_wait_s) * LL_NS_PER_S;
     reload->cuts = order->cuts;
     reload->set = 1 - now->set;
-    atomic_store_explicit(&reload->bytes_done, 0, memory_order_relaxed);
-    atomic_store_explicit(&reload->bytes_total, 0, memory_order_relaxed);
-    atomic_store_explicit(&reload->is_reading, false, memory_order_relaxed);
+    /* The thread, which writes them later, waits for the lock below. */
+    ll_stat_set(&reload->options.stats->reload_bytes_done, 0);
+    ll_stat_set(&reload->options.stats->reload_bytes_total, 0);
     set_state(reload, LL_RELOAD_CHECKING);
     ll_info("reload %llu: reading %s into set %u of weights", (unsigned long long)now->id,
             now->model, reload->set);
@@ -335,12 +334,12 @@ int ll_reload_begin(struct ll_reload *reload, const struct ll_reload_order *orde
 
 void ll_reload_report(const struct ll_reload *reload, struct ll_reload_report *out)
 {
+    const struct ll_stats *stats = reload->options.stats;
+
     *out = reload->now;
-    out->bytes_done = atomic_load_explicit(&reload->bytes_done, memory_order_relaxed);
-    out->bytes_total = atomic_load_explicit(&reload->bytes_total, memory_order_relaxed);
-    if (out->state == LL_RELOAD_CHECKING &&
-        atomic_load_explicit(&reload->is_reading, memory_order_relaxed))
-        out->state = LL_RELOAD_READING;
+    out->state = (enum ll_reload_state)ll_stat_get(&stats->reload_state); /* READING, too */
+    out->bytes_done = ll_stat_get(&stats->reload_bytes_done);
+    out->bytes_total = ll_stat_get(&stats->reload_bytes_total);
     if (out->state != LL_RELOAD_IDLE)
         out->elapsed_ns = ll_now_ns() - reload->begin_ns;
 }
@@ -400,9 +399,9 @@ bool ll_reload_close(struct ll_reload *reload)
     if (reload == NULL)
         return true;
     if (reload->has_thread) {
-        atomic_store_explicit(&reload->is_cancelled, true, memory_order_relaxed);
         pthread_mutex_lock(&reload->lock);
-        reload->is_over = true;
+        /* Relaxed: on_progress() may see it a buffer later; for the others the lock orders it. */
+        atomic_store_explicit(&reload->is_over, true, memory_order_relaxed);
         pthread_cond_signal(&reload->wanted);
         pthread_mutex_unlock(&reload->lock);
         clock_gettime(CLOCK_REALTIME, &until);

@@ -142,7 +142,7 @@ static int check_weights(const struct ll_setup *setup, const struct ll_checkpoin
 
 static int check_ids(const struct ll_checkpoint *new, const struct ll_checkpoint *old)
 {
-    if (new->bos == old->bos &&new->n_eos == old->n_eos &&
+    if (old->bos == new->bos && old->n_eos == new->n_eos &&
         memcmp(new->eos, old->eos, new->n_eos * sizeof(new->eos[0])) == 0)
         return 0;
     return LL_ERR(LL_E_INVAL,

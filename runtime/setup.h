@@ -29,7 +29,7 @@ struct ll_setup {
     struct ll_backend_caps caps;
     const char *dtype_name;
     bool quantize_fp8; /* linears become FP8 while they load */
-    char extra[64]; /* of options, where it is put together */
+    char extra[64];    /* of options, where it is put together */
     uint32_t n_grid;   /* --deterministic: ll_scheduler_limits.n_grid */
     uint32_t n_prompt_max;
     bool is_usage; /* the error was one of the options: exit status 2 */

@@ -17,9 +17,9 @@ struct entry {
 #define COUNTER(n) {#n, LL_STAT_COUNTER, AT(n)},
 #define GAUGE(n)   {#n, LL_STAT_GAUGE, AT(n)},
 #define HIST(n)    {#n, LL_STAT_HIST, AT(n)},
-static const struct entry entries[] = {LL_STAT_COUNTERS(COUNTER) LL_STAT_GAUGES(GAUGE)
-                                           LL_STAT_CONTROL(COUNTER) LL_STAT_RELOAD(GAUGE) LL_STAT_HISTS(HIST)
-                                               LL_STAT_GPU(GAUGE)}; /* last: may be left out */
+static const struct entry entries[] = {
+    LL_STAT_COUNTERS(COUNTER) LL_STAT_GAUGES(GAUGE) LL_STAT_CONTROL(COUNTER) LL_STAT_RELOAD(GAUGE)
+        LL_STAT_HISTS(HIST) LL_STAT_GPU(GAUGE)}; /* last: may be left out */
 static_assert(LL_COUNT(entries) == LL_STAT_N, "one entry a figure");
 
 void ll_stat_init(struct ll_stat_region *region, uint64_t now_ns)

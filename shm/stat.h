@@ -61,8 +61,8 @@
     X(reloads)                                                                                     \
     X(reloads_failed)
 
-/* Of a reload, written by the control thread, and the bytes by the thread that reads weights.
- * reload_state: enum ll_reload_state (runtime/reload.h). */
+/* Of a reload, written by the control thread, but by the thread that reads weights from its order
+ * to its result. reload_state: enum ll_reload_state (runtime/reload.h). */
 #define LL_STAT_RELOAD(X)                                                                          \
     X(weights_set)                                                                                 \
     X(reload_state)                                                                                \
@@ -141,9 +141,8 @@ struct ll_stats {
 #define X(name) +1
 enum {
     LL_STAT_N_GPU = 0 LL_STAT_GPU(X),
-    LL_STAT_N =
-        LL_STAT_N_GPU LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X) LL_STAT_RELOAD(X)
-            LL_STAT_HISTS(X)
+    LL_STAT_N = LL_STAT_N_GPU LL_STAT_COUNTERS(X) LL_STAT_GAUGES(X) LL_STAT_CONTROL(X)
+        LL_STAT_RELOAD(X) LL_STAT_HISTS(X)
 };
 #undef X
 
