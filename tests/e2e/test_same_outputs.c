@@ -7,9 +7,9 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "ll/client.h"
+#include "runtime/scheduler.h"
 
 #ifdef ON_CUDA /* bits depend on the rows that a position is computed with: --deterministic */
-#include "runtime/scheduler.h"
 #include <unistd.h>
 #define CELL    LL_SCHED_GRID_MAX
 #define DEVICE  "cuda", "--deterministic"
@@ -147,17 +147,25 @@ static void among_others_as_alone(void **state)
     assert_as_alone(among);
 }
 
-static void from_the_prefix_cache_as_computed(void **state)
+static void check_cache(const char *option, uint32_t n_cell)
 {
-    (void)state;
-    start((const char *const[]){NULL});
+    start((const char *const[]){option, NULL});
     run_all(among, 0);
     assert_as_alone(among);
     run_all(among, 0);
     stop();
     assert_as_alone(among);
     for (uint32_t i = 0; i < N_REQUESTS; i++)
-        assert_int_equal(among[i].n_cached, (PROMPT_MAX - 29 * i - 1) / CELL * CELL);
+        assert_int_equal(among[i].n_cached, (PROMPT_MAX - 29 * i - 1) / n_cell * n_cell);
+}
+
+static void from_the_prefix_cache_as_computed(void **state)
+{
+    (void)state;
+    check_cache(NULL, CELL);
+#ifndef ON_CUDA                                        /* where it is so already */
+    check_cache("--deterministic", LL_SCHED_GRID_MAX); /* in whole pieces: it has its grid */
+#endif
 }
 
 static void preempted_and_computed_again(void **state)
