@@ -23,11 +23,13 @@ cp -r "$model" "$next"
 python3 "$scratch/change.py" "$next/model.safetensors"
 sed -i 's/"temperature": 0.6/"temperature": 0.0/' "$next/generation_config.json"
 
-# One request; its text. $3: tokens.
+# One request; its text. $3: tokens; $5 default: with the model's own sampling, else greedy.
 cat >"$scratch/ask.py" <<'EOF'
 import json, sys, urllib.request
 port, model, n, prompt = sys.argv[1:5]
-body = {"model": model, "prompt": prompt, "max_tokens": int(n), "temperature": 0, "ignore_eos": True}
+body = {"model": model, "prompt": prompt, "max_tokens": int(n), "ignore_eos": True}
+if sys.argv[5:] != ["default"]:
+    body["temperature"] = 0
 request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(),
                                  {"Content-Type": "application/json"})
 try:
@@ -119,6 +121,8 @@ says "$out" '"model": "next"' '"weights_epoch": 2' '"state": "idle"'
 for i in 1 2; do # generation_config.json: greedy
     run 0 "$llring" complete -n 30 "One day"
     cp "$out" "$scratch/default$i"
+    ask next 40 "The little dog said" default >"$scratch/got.short"
+    cmp "$scratch/got.short" "$scratch/next.short" || fail "HTTP does not use the new default sampling"
 done
 cmp -s "$scratch/default1" "$scratch/default2" || fail "the new default sampling is not used"
 

@@ -253,7 +253,7 @@ static void every_socket_is_a_unix_socket(void **state)
     closedir(directory);
     assert_true(n_sockets >= 3); /* control, admin, one client */
     ll_client_close(client);
-    ll_test_runtime_stop(&runtime);
+    assert_int_equal(ll_test_runtime_stop(&runtime), 0);
 }
 
 static void sockets_and_memory_are_private(void **state)
@@ -278,7 +278,7 @@ static void sockets_and_memory_are_private(void **state)
                           strncmp(line, "Max core file size        0 ", 28) == 0;
     fclose(file);
     assert_true(has_core_limit);
-    ll_test_runtime_stop(&runtime);
+    assert_int_equal(ll_test_runtime_stop(&runtime), 0);
 }
 
 /* ---- the admin socket ------------------------------------------------------------------------*/
@@ -308,7 +308,7 @@ static void status_tells_everything(void **state)
                      getpid());
     json_decref(json);
     ll_client_close(client);
-    ll_test_runtime_stop(&runtime);
+    assert_int_equal(ll_test_runtime_stop(&runtime), 0);
 }
 
 static void other_commands_answer_clearly(void **state)
