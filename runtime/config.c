@@ -10,6 +10,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/stat.h>
 
 #define AT(field) offsetof(struct ll_config, field), sizeof(((struct ll_config *)NULL)->field)
@@ -219,6 +220,8 @@ int ll_config_find_model(const char *name, char *directory, size_t n_bytes)
             return LL_ERR(-ENAMETOOLONG, "the model's path is longer than %zu bytes", n_bytes - 1);
         return 0;
     }
+    if (access(name, F_OK) == 0)
+        return LL_ERR(-ENOTDIR, "%s is a file: give the model's directory", name);
     if (slash == NULL || slash == name || name[0] == '.' || strchr(slash + 1, '/') != NULL)
         return LL_ERR(-ENOENT,
                       "no model directory \"%s\": give a directory with config.json, or a hub name "

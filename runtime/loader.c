@@ -495,15 +495,3 @@ int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, ui
     free(load);
     return rc;
 }
-
-uint64_t ll_loader_bytes(const struct ll_checkpoint *checkpoint, bool quantize_fp8)
-{
-    uint64_t total = 0;
-
-    for (uint32_t i = 0; i < checkpoint->n_tensors; i++) {
-        const struct ll_tensor *t = &checkpoint->tensor[i].tensor;
-        total += quantize_fp8 && ll_load_is_quantised(t) ? (uint64_t)t->rows * (t->cols + 2u)
-                                                         : t->size_bytes;
-    }
-    return total;
-}

@@ -37,8 +37,4 @@ struct ll_load_options {
 int ll_loader_run(const struct ll_backend *backend, struct ll_device *device, uint32_t weights,
                   const struct ll_checkpoint *checkpoint, const struct ll_load_options *options);
 
-/* Bytes of weights that the device then holds, scales included: the files', less what quantising
- * saves. */
-uint64_t ll_loader_bytes(const struct ll_checkpoint *checkpoint, bool quantize_fp8);
-
 #endif

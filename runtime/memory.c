@@ -3,6 +3,7 @@
 
 #include "base/bits.h"
 
+#include <stdio.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,4 +62,19 @@ void ll_memory_free(void *memory, size_t n_bytes)
         munmap(memory, n_bytes);
     else
         free(memory);
+}
+
+uint64_t ll_memory_available(void)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "re");
+
+    if (file == NULL)
+        return 0;
+    while (fgets(line, sizeof(line), file) != NULL)
+        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
+            break;
+    fclose(file);
+    return kib * 1024;
 }

@@ -10,6 +10,7 @@
 #include "runtime/crashes.h"
 #include "runtime/engine.h"
 #include "runtime/loader.h"
+#include "runtime/memory.h"
 #include "runtime/reload_check.h"
 
 #include <pthread.h>
@@ -254,7 +255,7 @@ static int refuse_unreserved(const struct ll_reload *reload)
     uint64_t total = ll_stat_get(&stats->gpu_memory_total_bytes),
              used = ll_stat_get(&stats->gpu_memory_used_bytes);
     bool is_gpu = strcmp(setup->backend->name, "cuda") == 0;
-    uint64_t free_bytes = is_gpu ? total - ll_min_u64(used, total) : ll_setup_memory_available();
+    uint64_t free_bytes = is_gpu ? total - ll_min_u64(used, total) : ll_memory_available();
     char has[64] = "";
 
     if (free_bytes != 0)

@@ -140,16 +140,16 @@ static int check_weights(const struct ll_setup *setup, const struct ll_checkpoin
     return 0;
 }
 
-static int check_ids(const struct ll_checkpoint *new, const struct ll_checkpoint *old)
+static int check_ids(const struct ll_checkpoint *own, const struct ll_checkpoint *old)
 {
-    if (old->bos == new->bos && old->n_eos == new->n_eos &&
-        memcmp(new->eos, old->eos, new->n_eos * sizeof(new->eos[0])) == 0)
+    if (old->bos == own->bos && old->n_eos == own->n_eos &&
+        memcmp(own->eos, old->eos, own->n_eos * sizeof(own->eos[0])) == 0)
         return 0;
     return LL_ERR(LL_E_INVAL,
                   "%s: its begin or end ids (bos_token_id, eos_token_id of generation_config.json "
                   "or config.json) are not those that connected clients know: stop llringd and "
                   "start it with the new model",
-                  ll_path_tail(new->directory));
+                  ll_path_tail(own->directory));
 }
 
 static int check_text(const struct ll_setup *setup, const struct ll_checkpoint *new,

@@ -214,9 +214,8 @@ static int load_weights(struct server *server)
                 setup->quantize_fp8 ? "; linear layers are FP8 now" : "");
     }
     struct ll_stats *stats = &((struct ll_stat_region *)server->stat.base)->v;
-    ll_stat_set(&stats->weights_bytes,
-                is_loaded ? ll_loader_bytes(&setup->checkpoint, setup->quantize_fp8)
-                          : setup->caps.weights_bytes);
+    ll_stat_set(&stats->weights_bytes, is_loaded ? ll_setup_weights_bytes(setup, &setup->checkpoint)
+                                                 : setup->caps.weights_bytes);
     ll_stat_set(&stats->load_ns, ll_now_ns() - start_ns);
     ll_stat_set(&stats->start_seal_ns, seal_ns);
     return is_stop_asked() ? -ECANCELED : 0;

@@ -54,8 +54,6 @@ void ll_setup_sampling(const struct ll_config *config, struct ll_checkpoint *che
 /* Memory that a device of this type of computing needs for a checkpoint's weights. */
 uint64_t ll_setup_weights_bytes(const struct ll_setup *setup,
                                 const struct ll_checkpoint *checkpoint);
-/* MemAvailable of the machine, in bytes; 0 where the kernel does not say. */
-uint64_t ll_setup_memory_available(void);
 
 /* KV memory of one page (K and V of 64 tokens, all layers). */
 uint64_t ll_setup_page_bytes(const struct ll_model_shape *shape, enum ll_dtype kv_dtype);

@@ -240,6 +240,8 @@ static void a_hub_name_is_found_in_the_local_cache(void **state)
     setenv("HF_HUB_CACHE", root, 1);
     expect(-ENOENT, "nothing is downloaded", ll_config_find_model("org/m", found, sizeof(found)));
     expect(-ENOENT, "no model directory", ll_config_find_model("no-such", found, sizeof(found)));
+    expect(-ENOTDIR, "is a file: give the model's directory",
+           ll_config_find_model("/dev/null", found, sizeof(found)));
     snprintf(path, sizeof(path), "%s/models--org--m", root);
     mkdir(path, 0700);
     strcat(path, "/refs");

@@ -28,6 +28,10 @@ run 2 "$llring" inspect "$model" --max-model-len 20000
 run 2 "$llring" inspect "$model" --kv-cache-dtype int4
 run 1 "$llring" inspect "$scratch/absent"
 says "$err" "no model directory" "absent"
+run 1 "$llring" inspect "$model/config.json"
+says "$err" "config.json is a file: give the model's directory"
+run 1 "$llring" quantize "$model" "$scratch/absent/deep"
+says "$err" "no directory can be made beside DST, $scratch/absent/deep"
 
 echo "-- quantize"
 mkdir made

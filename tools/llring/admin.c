@@ -43,7 +43,10 @@ static int connect_to(const char *path)
         int rc = LL_ERRNO("%s", path);
         close(fd);
         if (rc == -ENOENT || rc == -ECONNREFUSED)
-            LL_ERR(rc, "no runtime has an admin socket at %s (--admin-socket names another)", path);
+            LL_ERR(rc,
+                   "no runtime has an admin socket at %s: start llringd, or name its socket "
+                   "(--socket, --admin-socket)",
+                   path);
         if (rc == -EACCES)
             LL_ERR(rc, "%s is another user's: who started the runtime may use it, or root", path);
         return rc;

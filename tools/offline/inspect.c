@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "runtime/checkpoint.h"
 #include "runtime/config.h"
+#include "runtime/memory.h"
 #include "runtime/tensor_names.h"
 #include "tools/llring/terminal.h"
 #include "tools/offline/offline.h"
@@ -91,20 +92,6 @@ static bool read_bytes(uint64_t *out, const char *text)
     return *end == '\0' && *out > 0;
 }
 
-static uint64_t memory_available(void)
-{
-    unsigned long long kib = 0;
-    char line[128];
-    FILE *file = fopen("/proc/meminfo", "re");
-
-    while (file != NULL && fgets(line, sizeof(line), file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    return kib * 1024;
-}
-
 static void count_tensors(struct facts *facts, const struct ll_checkpoint *c)
 {
     for (uint32_t i = 0; i < c->n_tensors; i++) {
@@ -141,7 +128,7 @@ static int find_facts(struct facts *facts, const struct ll_checkpoint *c,
                                    o->max_model_len, s->context_max);
     facts->kv_bytes = kv_size * numbers;
     facts->context = o->max_model_len != 0 ? o->max_model_len : s->context_max;
-    facts->memory_bytes = memory_available();
+    facts->memory_bytes = ll_memory_available();
     if (o->memory != NULL && !read_bytes(&facts->memory_bytes, o->memory))
         return options_usage_error(
             "inspect", "--memory takes a size like 80G or 141GiB, not \"%s\"", o->memory);

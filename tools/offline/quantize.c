@@ -101,7 +101,7 @@ static int make_work(struct job *job, const char *target)
     snprintf(job->work, sizeof(job->work), "%.*s.%s.XXXXXX", (int)(base - job->target), job->target,
              base);
     if (mkdtemp(job->work) == NULL)
-        return LL_ERRNO("%s", job->work);
+        return LL_ERRNO("no directory can be made beside DST, %s", job->target);
     job->has_work = true;
     return chmod(job->work, 0755) < 0 ? LL_ERRNO("%s", job->work) : 0;
 }
