@@ -80,27 +80,15 @@ __global__ void __launch_bounds__(prefill_threads(FP8), 1)
 #endif
 }
 
-/* The layer's pages as [rows][D], in boxes of 64 x 64. The driver's function is asked of the
- * runtime: no libcuda at link time. */
+/* The layer's pages as [rows][D], in boxes of 64 x 64. */
 static int make_map(CUtensorMap *map, const struct ll_cuda_attend_args *a)
 {
-    typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
-                                  const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                                  const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                  CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-    static encode_fn encode;
+    const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
     const cuuint64_t size[2] = {a->head_dim, 1ull << 31}, pitch[1] = {(cuuint64_t)a->head_dim * 2};
     const cuuint32_t box[2] = {ATOM, TILE}, step[2] = {1, 1};
 
-    if (encode == nullptr) {
-        void *found = nullptr;
-        cudaDriverEntryPointQueryResult result;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
-                                             cudaEnableDefault, &result) != cudaSuccess ||
-            result != cudaDriverEntryPointSuccess)
-            return -EIO;
-        encode = (encode_fn)found;
-    }
+    if (encode == nullptr)
+        return -EIO;
     return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, a->kv, size, pitch, box, step,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -112,12 +100,13 @@ static int make_map(CUtensorMap *map, const struct ll_cuda_attend_args *a)
 /* One block an SM; fewer where the caller wants a smaller grid. */
 static uint32_t n_blocks_most(const struct ll_cuda_attend_args *a)
 {
-    static uint32_t n_sm; /* one device a process */
-    int device = 0, n = 0;
-
-    if (n_sm == 0 && cudaGetDevice(&device) == cudaSuccess &&
-        cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) == cudaSuccess)
-        n_sm = (uint32_t)n;
+    static const uint32_t n_sm = [] {
+        int device = 0, n = 0;
+        const bool is_known =
+            cudaGetDevice(&device) == cudaSuccess &&
+            cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+        return is_known ? (uint32_t)n : 0u;
+    }(); /* of all GPUs of a process, which are of one kind */
     return a->n_blocks > 0 && a->n_blocks < n_sm ? a->n_blocks : n_sm;
 }
 

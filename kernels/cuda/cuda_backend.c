@@ -26,6 +26,44 @@ int ll_cuda_fail(struct ll_text *error, const char *what, cudaError_t status)
     return status == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
 
+int ll_cuda_op(struct ll_text *error, const char *what, int rc)
+{
+    if (rc >= 0)
+        return 0;
+    const cudaError_t status = cudaGetLastError();
+    if (status != cudaSuccess)
+        return ll_cuda_fail(error, what, status);
+    snprintf(error->s, sizeof(error->s), "CUDA: %s: no kernel for a step or a model of this size",
+             what);
+    return rc;
+}
+
+int ll_cuda_no_memory(struct ll_text *error, const char *what)
+{
+    snprintf(error->s, sizeof(error->s), "CUDA: no host memory for %s: free some and start again",
+             what);
+    return -ENOMEM;
+}
+
+cudaError_t ll_cuda_zeroed(void **out, size_t size_bytes)
+{
+    cudaError_t s = cudaMalloc(out, size_bytes > 0 ? size_bytes : 16);
+
+    return s == cudaSuccess ? cudaMemset(*out, 0, size_bytes) : s;
+}
+
+bool ll_cuda_has_extra(const struct ll_backend_options *options, const char *key_value)
+{
+    return options->extra != NULL && strstr(options->extra, key_value) != NULL;
+}
+
+int ll_cuda_first_gpu(const struct ll_backend_options *options)
+{
+    const char *at = options->extra != NULL ? strstr(options->extra, "device=") : NULL;
+
+    return at != NULL ? atoi(at + strlen("device=")) : 0;
+}
+
 static int refuse(struct ll_text *error, int code, const char *why, uint32_t value)
 {
     snprintf(error->s, sizeof(error->s), "CUDA: %s (%u)", why, value);
@@ -48,23 +86,23 @@ static int check_shape(const struct ll_backend_options *o, const struct ll_model
     return 0;
 }
 
-static bool has_option(const char *extra, const char *key_value)
-{
-    return extra != NULL && strstr(extra, key_value) != NULL;
-}
-
 static int choose_device(struct ll_device *d, struct ll_backend_caps *caps, struct ll_text *error)
 {
     struct cudaDeviceProp p;
-    const char *at = d->options.extra != NULL ? strstr(d->options.extra, "device=") : NULL;
-    int index = at != NULL ? atoi(at + 7) : 0, n = 0;
+    const int index =
+        ll_cuda_first_gpu(&d->options) + (d->tp != NULL ? ll_cuda_tp_gpu(d->tp, d->rank) : 0);
+    int n = 0;
     cudaError_t s = cudaGetDeviceCount(&n);
 
-    d->gpu = index += d->tp != NULL ? ll_cuda_tp_gpu(d->tp, d->rank) : 0;
-
-    if (s != cudaSuccess || index >= n) {
-        snprintf(error->s, sizeof(error->s), "CUDA: no GPU %d: %s", index,
-                 s != cudaSuccess ? cudaGetErrorString(s) : "fewer devices");
+    d->gpu = index;
+    if (s != cudaSuccess) {
+        snprintf(error->s, sizeof(error->s), "CUDA: no GPU %d: %s", index, cudaGetErrorString(s));
+        return -ENODEV;
+    }
+    if (index >= n) {
+        snprintf(error->s, sizeof(error->s),
+                 "CUDA: no GPU %d: %d are seen, counted from 0 (CUDA_VISIBLE_DEVICES says which)",
+                 index, n);
         return -ENODEV;
     }
     if ((s = cudaSetDevice(index)) != cudaSuccess ||
@@ -163,13 +201,6 @@ static int make_host_memory(struct ll_device *d, struct ll_text *error)
 }
 
 /* ---- device memory ----------------------------------------------------------------------------*/
-static cudaError_t device_zeroed(void **out, size_t size_bytes)
-{
-    cudaError_t s = cudaMalloc(out, size_bytes > 0 ? size_bytes : 16);
-
-    return s == cudaSuccess ? cudaMemset(*out, 0, size_bytes) : s;
-}
-
 static int make_tables(struct ll_device *d, struct ll_text *error)
 {
     const struct ll_backend_options *o = &d->options;
@@ -205,7 +236,7 @@ static int make_tables(struct ll_device *d, struct ll_text *error)
     }
     t->pages_per_seq = o->pages_per_seq;
     for (size_t i = 0; i < LL_COUNT(parts) && s == cudaSuccess; i++)
-        s = device_zeroed(parts[i].at, parts[i].bytes);
+        s = ll_cuda_zeroed(parts[i].at, parts[i].bytes);
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "tables", s);
 }
 
@@ -269,14 +300,14 @@ static int make_activations(struct ll_device *d, struct ll_text *error)
     cudaError_t s = cudaSuccess;
 
     for (size_t i = 0; i < LL_COUNT(parts) && s == cudaSuccess; i++)
-        s = device_zeroed(parts[i].at, parts[i].bytes);
+        s = ll_cuda_zeroed(parts[i].at, parts[i].bytes);
     if (s == cudaSuccess && d->level < 89)
-        s = device_zeroed(&d->widened, LL_CUDA_WIDENED);
+        s = ll_cuda_zeroed(&d->widened, LL_CUDA_WIDENED);
     d->logits_all = d->logits;
     if (d->tp != NULL && d->rank == 0) {
         d->logits_all = NULL;
         if (s == cudaSuccess)
-            s = device_zeroed((void **)&d->logits_all, r * ll_align_up(d->n_vocab_all, 8) * 4);
+            s = ll_cuda_zeroed((void **)&d->logits_all, r * ll_align_up(d->n_vocab_all, 8) * 4);
     }
     return s == cudaSuccess ? 0 : ll_cuda_fail(error, "activations", s);
 }
@@ -289,10 +320,12 @@ static int make_rope(struct ll_device *d, struct ll_text *error)
     const size_t bytes = (size_t)m->context_max * half * 2 * sizeof(float);
     float *table = malloc(bytes);
     double *inverse = malloc(half * sizeof(double));
-    int rc = -ENOMEM;
+    int rc = 0;
 
-    if (table == NULL || inverse == NULL)
+    if (table == NULL || inverse == NULL) {
+        rc = ll_cuda_no_memory(error, "the rope table");
         goto free_tables;
+    }
     for (uint32_t i = 0; i < half; i++) {
         double f = pow(m->rope_theta, -2.0 * i / m->head_dim);
         if (m->rope == LL_ROPE_LLAMA3) {
@@ -331,7 +364,7 @@ static uint64_t weights_estimate(const struct ll_device *d)
         m->n_layers * ((q * 2 + kv * 2) * m->n_embd + 3ull * m->n_ff * m->n_embd);
     const uint64_t vocab = (uint64_t)d->n_vocab_padded * m->n_embd * (m->is_tied ? 1 : 2);
 
-    return linear * (d->is_fp8_dummy || has_option(d->options.extra, "source=fp8") ? 1 : 2) +
+    return linear * (d->is_fp8_dummy || ll_cuda_has_extra(&d->options, "source=fp8") ? 1 : 2) +
            vocab * 2 + m->n_layers * m->n_embd * 4ull;
 }
 
@@ -459,7 +492,7 @@ int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *o
         return rc;
     struct ll_device *d = calloc(1, sizeof(*d));
     if (d == NULL)
-        return -ENOMEM;
+        return ll_cuda_no_memory(error, "the backend");
     d->options = *options;
     if (d->options.n_weights == 0)
         d->options.n_weights = 1;
@@ -470,11 +503,11 @@ int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *o
     d->n_vocab_all = tp != NULL ? tp->whole.n_vocab : shape->n_vocab;
     d->n_vocab_padded =
         ll_cuda_rank_vocab(tp != NULL ? &tp->whole : shape, tp != NULL ? tp->n_parts : 1);
-    d->is_fp8_dummy = has_option(options->extra, "weights=fp8");
-    d->has_skinny = !options->is_deterministic && !has_option(options->extra, "skinny=0");
-    d->has_wgmma = d->has_skinny && !has_option(options->extra, "wgmma=0");
+    d->is_fp8_dummy = ll_cuda_has_extra(options, "weights=fp8");
+    d->has_skinny = !options->is_deterministic && !ll_cuda_has_extra(options, "skinny=0");
+    d->has_wgmma = d->has_skinny && !ll_cuda_has_extra(options, "wgmma=0");
     d->activation_max = options->activation_max > 0 ? options->activation_max : INFINITY;
-    d->has_graphs = !has_option(options->extra, "graph=0");
+    d->has_graphs = !ll_cuda_has_extra(options, "graph=0");
     d->is_kv_fp8 = options->kv_dtype == LL_DTYPE_E4M3;
     rc = choose_device(d, caps, error);
     if (rc < 0)
@@ -482,7 +515,7 @@ int ll_cuda_part_open(struct ll_device **out, const struct ll_backend_options *o
     for (uint32_t i = 0; i < d->options.n_weights && i < 2; i++) {
         d->weights[i].layer = calloc(shape->n_layers, sizeof(struct ll_cuda_layer));
         if (d->weights[i].layer == NULL) {
-            rc = -ENOMEM;
+            rc = ll_cuda_no_memory(error, "the table of layers");
             goto close_device;
         }
     }

@@ -90,9 +90,8 @@ static int skinny(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
         .is_fp8 = l->dtype == LL_DTYPE_E4M3,
         .is_gated = is_gated,
     };
-    int rc = ll_cuda_skinny(&args, d->stream);
 
-    return rc < 0 ? ll_cuda_fail(error, "skinny product", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "skinny product", ll_cuda_skinny(&args, d->stream));
 }
 
 /* Weights with block scales are widened to 16 bits for more tokens, which moves five times their
@@ -109,6 +108,25 @@ static int skinny_passes(struct ll_device *d, const struct ll_cuda_linear *l, vo
                     (const uint16_t *)x + (size_t)at * l->cols, false,
                     t - at < LL_SKINNY_TOKENS_MAX ? t - at : LL_SKINNY_TOKENS_MAX, error);
     return rc;
+}
+
+static struct ll_gemm_args linear_args(const struct ll_device *d, const struct ll_cuda_linear *l,
+                                       void *y, const void *x, const float *x_scale, uint32_t t)
+{
+    return (struct ll_gemm_args){
+        .kind = kind_of(d, l),
+        .y = y,
+        .x = x,
+        .w = l->w,
+        .x_scale = x_scale,
+        .w_scale = l->scale,
+        .w_block = l->block,
+        .scratch = d->widened,
+        .scratch_bytes = LL_CUDA_WIDENED,
+        .t = t,
+        .n = l->rows,
+        .k = l->cols,
+    };
 }
 
 static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, const void *x,
@@ -133,23 +151,8 @@ static int linear(struct ll_device *d, const struct ll_cuda_linear *l, void *y, 
         .is_fp8 = l->dtype == LL_DTYPE_E4M3,
     };
     if (d->has_wgmma && t <= wgmma_tokens(l) && ll_cuda_skinny_wgmma_fits(&few))
-        return ll_cuda_skinny_wgmma(&few, d->stream) < 0
-                   ? ll_cuda_fail(error, "skinny product", cudaGetLastError())
-                   : 0;
-    const struct ll_gemm_args args = {
-        .kind = kind_of(d, l),
-        .y = y,
-        .x = x,
-        .w = l->w,
-        .x_scale = x_scale,
-        .w_scale = l->scale,
-        .w_block = l->block,
-        .scratch = d->widened,
-        .scratch_bytes = LL_CUDA_WIDENED,
-        .t = t,
-        .n = l->rows,
-        .k = l->cols,
-    };
+        return ll_cuda_op(error, "product of few tokens", ll_cuda_skinny_wgmma(&few, d->stream));
+    const struct ll_gemm_args args = linear_args(d, l, y, x, x_scale, t);
     return ll_gemm_run(&d->gemm, &args, d->stream, error);
 }
 
@@ -164,8 +167,9 @@ static float *scale_for(const struct ll_device *d, const struct ll_cuda_linear *
 }
 
 static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_weights *weights,
-                     uint32_t t, uint32_t n_tiles, bool has_decode, struct ll_text *error)
+                     const struct ll_cuda_size *size, struct ll_text *error)
 {
+    const uint32_t t = size->n_tokens, n_tiles = size->n_tiles;
     const struct ll_model_shape *s = &d->shape;
     const struct ll_cuda_layer *w = &weights->layer[layer];
     const struct ll_cuda_attend_args args = {
@@ -190,7 +194,7 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_w
     };
     int rc = args.is_rotated ? ll_cuda_rope_append(&args, d->stream) : 0;
 
-    if (rc == 0 && has_decode)
+    if (rc == 0 && size->has_decode)
         rc = ll_cuda_attend_decode(&args, d->stream);
     if (rc == 0 && n_tiles > 0)
         rc = ll_cuda_attend_prefill(&args, d->stream);
@@ -199,7 +203,7 @@ static int attention(struct ll_device *d, uint32_t layer, const struct ll_cuda_w
         rc = ll_cuda_quantize(d->act, d->act_scale, d->attn, t, w->o.cols, d->activation_max,
                               d->stream);
     if (rc < 0)
-        return ll_cuda_fail(error, "attention", cudaGetLastError());
+        return ll_cuda_op(error, "attention", rc);
     return linear(d, &w->o, d->delta, is_quantized ? d->act : d->attn, d->act_scale, t, error);
 }
 
@@ -215,7 +219,7 @@ static int feed_forward(struct ll_device *d, const struct ll_cuda_layer *w, uint
     rc = ll_cuda_swiglu(d->act, scale_for(d, &w->down, t, d->act_scale), d->gate_up, t,
                         d->shape.n_ff, d->activation_max, d->stream);
     if (rc < 0)
-        return ll_cuda_fail(error, "swiglu", cudaGetLastError());
+        return ll_cuda_op(error, "swiglu", rc);
     return linear(d, &w->down, d->delta, d->act, d->act_scale, t, error);
 }
 
@@ -226,7 +230,7 @@ static int norm(struct ll_device *d, const void *delta, const void *weight,
     int rc = ll_cuda_rmsnorm(d->h, scale_for(d, next, t, d->h_scale), d->x, delta, weight, NULL, t,
                              d->shape.n_embd, d->shape.rms_eps, d->activation_max, d->stream);
 
-    return rc < 0 ? ll_cuda_fail(error, "rmsnorm", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "rmsnorm", rc);
 }
 
 static int sample(struct ll_device *d, uint32_t n_logits, struct ll_text *error)
@@ -241,25 +245,29 @@ static int sample(struct ll_device *d, uint32_t n_logits, struct ll_text *error)
         .n_logits = n_logits,
         .n_vocab = d->n_vocab_all,
     };
-    int rc = ll_cuda_sample(&args, d->stream);
 
-    return rc < 0 ? ll_cuda_fail(error, "sample", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "sample", ll_cuda_sample(&args, d->stream));
 }
 
-/* logits = head * gathered. */
-static int head_product(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
-                        struct ll_text *error)
+static struct ll_gemm_args head_args(const struct ll_device *d, const struct ll_cuda_weights *w,
+                                     uint32_t n_logits)
 {
-    const struct ll_model_shape *s = &d->shape;
-    const struct ll_gemm_args head = {
+    return (struct ll_gemm_args){
         .kind = LL_GEMM_BF16_F32,
         .y = d->logits,
         .x = d->gathered,
         .w = w->head,
         .t = n_logits,
         .n = d->n_vocab_padded,
-        .k = s->n_embd,
+        .k = d->shape.n_embd,
     };
+}
+
+/* logits = head * gathered. */
+static int head_product(struct ll_device *d, const struct ll_cuda_weights *w, uint32_t n_logits,
+                        struct ll_text *error)
+{
+    const struct ll_gemm_args head = head_args(d, w, n_logits);
     const struct ll_skinny_args few = {
         .y = d->logits,
         .x = d->gathered,
@@ -268,13 +276,11 @@ static int head_product(struct ll_device *d, const struct ll_cuda_weights *w, ui
         .arrived = d->skinny_arrived,
         .n_tokens = n_logits,
         .n = d->n_vocab_padded,
-        .k = s->n_embd,
+        .k = d->shape.n_embd,
         .is_f32 = true,
     };
-    if (d->has_skinny && ll_cuda_skinny_fits(&few)) {
-        int rc = ll_cuda_skinny(&few, d->stream);
-        return rc < 0 ? ll_cuda_fail(error, "head", cudaGetLastError()) : 0;
-    }
+    if (d->has_skinny && ll_cuda_skinny_fits(&few))
+        return ll_cuda_op(error, "head", ll_cuda_skinny(&few, d->stream));
     return ll_gemm_run(&d->gemm, &head, d->stream, error);
 }
 
@@ -284,7 +290,7 @@ static int head_and_sample(struct ll_device *d, const struct ll_cuda_weights *w,
     int rc = ll_cuda_rmsnorm(d->gathered, NULL, d->x, d->delta, w->final_norm, d->tables.logits,
                              n_logits, d->shape.n_embd, d->shape.rms_eps, INFINITY, d->stream);
     if (rc < 0)
-        return ll_cuda_fail(error, "final norm", cudaGetLastError());
+        return ll_cuda_op(error, "final norm", rc);
     rc = head_product(d, w, n_logits, error);
     return rc < 0 ? rc : sample(d, n_logits, error);
 }
@@ -314,14 +320,15 @@ static int norm_parts(struct ll_device *d, enum ll_tp_place place, uint32_t laye
     return ll_cuda_tp_norm(d, &args, error);
 }
 
-static int forward_parts(struct ll_device *d, uint32_t t, uint32_t n_logits, uint32_t n_tiles,
-                         bool has_decode, uint32_t weights, struct ll_text *error)
+static int forward_parts(struct ll_device *d, const struct ll_cuda_size *size,
+                         struct ll_text *error)
 {
+    const uint32_t t = size->n_tokens, n_logits = size->n_logits, weights = size->weights;
     const uint32_t n_layers = d->shape.n_layers, n = ll_cuda_tp_led(d);
     int rc = ll_cuda_step_begin(&d->tables, d->areas_device, &d->layout, t, n_logits, d->stream);
 
     if (rc < 0)
-        return ll_cuda_fail(error, "step begin", cudaGetLastError());
+        return ll_cuda_op(error, "step begin", rc);
     rc = ll_cuda_tp_embed(d, t, n_logits, weights, error);
     for (uint32_t i = 0; i < n_layers && rc == 0; i++) {
         rc = norm_parts(d, i == 0 ? LL_TP_FIRST : LL_TP_ATTN, i, t, weights, error);
@@ -330,7 +337,7 @@ static int forward_parts(struct ll_device *d, uint32_t t, uint32_t n_logits, uin
             const struct ll_cuda_weights *w = &part->weights[weights];
             rc = linear(part, &w->layer[i].qkv, part->qkv, part->h, part->h_scale, t, error);
             if (rc == 0)
-                rc = attention(part, i, w, t, n_tiles, has_decode, error);
+                rc = attention(part, i, w, size, error);
         }
         if (rc == 0)
             rc = norm_parts(d, LL_TP_FFN, i, t, weights, error);
@@ -350,18 +357,18 @@ static int forward_parts(struct ll_device *d, uint32_t t, uint32_t n_logits, uin
         if (rc == 0 && d->rank == 0)
             rc = sample(d, n_logits, error);
     }
-    if (rc == 0 && ll_cuda_step_end(&d->tables, d->done_device, d->stream) < 0)
-        rc = ll_cuda_fail(error, "step end", cudaGetLastError());
-    return rc;
+    return rc < 0 ? rc
+                  : ll_cuda_op(error, "step end",
+                               ll_cuda_step_end(&d->tables, d->done_device, d->stream));
 }
 
-int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
-                    bool has_decode, uint32_t weights, struct ll_text *error)
+static int forward(struct ll_device *d, const struct ll_cuda_size *size, struct ll_text *error)
 {
-    const struct ll_cuda_weights *w = &d->weights[weights];
+    const struct ll_cuda_weights *w = &d->weights[size->weights];
+    const uint32_t n_tokens = size->n_tokens, n_logits = size->n_logits;
     const uint32_t n_layers = d->shape.n_layers;
     if (d->tp != NULL)
-        return forward_parts(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
+        return forward_parts(d, size, error);
     int rc =
         ll_cuda_step_begin(&d->tables, d->areas_device, &d->layout, n_tokens, n_logits, d->stream);
 
@@ -369,13 +376,13 @@ int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, u
         rc = ll_cuda_embed(d->x, w->embed, d->tables.token_id, d->tables.token_slot, n_tokens,
                            d->shape.n_embd, d->shape.n_vocab, d->stream);
     if (rc < 0)
-        return ll_cuda_fail(error, "step begin", cudaGetLastError());
+        return ll_cuda_op(error, "step begin", rc);
     rc = norm(d, NULL, w->layer[0].attn_norm, &w->layer[0].qkv, n_tokens, error);
     for (uint32_t i = 0; i < n_layers && rc == 0; i++) {
         const struct ll_cuda_layer *layer = &w->layer[i];
         rc = linear(d, &layer->qkv, d->qkv, d->h, d->h_scale, n_tokens, error);
         if (rc == 0)
-            rc = attention(d, i, w, n_tokens, n_tiles, has_decode, error);
+            rc = attention(d, i, w, size, error);
         if (rc == 0)
             rc = norm(d, d->delta, layer->ffn_norm, &layer->gate_up, n_tokens, error);
         if (rc == 0)
@@ -385,29 +392,31 @@ int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, u
     }
     if (rc == 0 && n_logits > 0)
         rc = head_and_sample(d, w, n_logits, error);
-    if (rc == 0 && ll_cuda_step_end(&d->tables, d->done_device, d->stream) < 0)
-        rc = ll_cuda_fail(error, "step end", cudaGetLastError());
-    return rc;
+    return rc < 0 ? rc
+                  : ll_cuda_op(error, "step end",
+                               ll_cuda_step_end(&d->tables, d->done_device, d->stream));
 }
 
-int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
-                      bool has_decode, uint32_t weights, cudaGraphExec_t *out,
+static bool is_same(const struct ll_cuda_size *a, const struct ll_cuda_size *b)
+{
+    return a->n_tokens == b->n_tokens && a->n_logits == b->n_logits && a->n_tiles == b->n_tiles &&
+           a->has_decode == b->has_decode && a->weights == b->weights;
+}
+
+int ll_cuda_graph_get(struct ll_device *d, const struct ll_cuda_size *size, cudaGraphExec_t *out,
                       struct ll_text *error)
 {
-    for (uint32_t i = 0; i < d->n_graphs; i++) {
-        const struct ll_cuda_graph *g = &d->graph[i];
-        if (g->n_tokens == n_tokens && g->n_logits == n_logits && g->n_tiles == n_tiles &&
-            g->has_decode == has_decode && g->weights == weights) {
-            *out = g->exec;
+    for (uint32_t i = 0; i < d->n_graphs; i++)
+        if (is_same(&d->graph[i].size, size)) {
+            *out = d->graph[i].exec;
             return 0;
         }
-    }
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     cudaError_t s = cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal);
     if (s != cudaSuccess)
         return ll_cuda_fail(error, "begin capture", s);
-    int rc = ll_cuda_forward(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
+    int rc = forward(d, size, error);
     s = cudaStreamEndCapture(d->stream, &graph);
     if (rc < 0)
         return rc;
@@ -427,10 +436,22 @@ int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits,
             d->graph[i - 1] = d->graph[i];
         d->n_graphs--;
     }
-    d->graph[d->n_graphs++] =
-        (struct ll_cuda_graph){n_tokens, n_logits, n_tiles, has_decode, weights, exec};
+    d->graph[d->n_graphs++] = (struct ll_cuda_graph){*size, exec};
     *out = exec;
     return 0;
+}
+
+int ll_cuda_launch(struct ll_device *d, const struct ll_cuda_size *size, struct ll_text *error)
+{
+    cudaGraphExec_t graph;
+
+    if (!d->has_graphs)
+        return forward(d, size, error);
+    int rc = ll_cuda_graph_get(d, size, &graph, error);
+    if (rc < 0)
+        return rc;
+    cudaError_t s = cudaGraphLaunch(graph, d->stream);
+    return s == cudaSuccess ? 0 : ll_cuda_fail(error, "graph launch", s);
 }
 
 /* Measures GEMM candidates for the decode buckets and the largest prefill one. */
@@ -450,28 +471,13 @@ int ll_cuda_tune(struct ll_device *d, uint32_t weights, struct ll_text *error)
         if (buckets[b] > d->options.n_tokens_max)
             break;
         for (uint32_t i = 0; i < 4 && rc == 0; i++) {
-            const struct ll_cuda_linear *l = linears[i];
-            const struct ll_gemm_args args = {
-                .kind = kind_of(d, l),
-                .y = outputs[i],
-                .x = inputs[i],
-                .w = l->w,
-                .x_scale = i % 2 ? d->act_scale : d->h_scale,
-                .w_scale = l->scale,
-                .t = buckets[b],
-                .n = l->rows,
-                .k = l->cols,
-            };
+            const struct ll_gemm_args args =
+                linear_args(d, linears[i], outputs[i], inputs[i], i % 2 ? d->act_scale : d->h_scale,
+                            buckets[b]);
             rc = ll_gemm_tune(&d->gemm, &args, d->stream, error);
         }
         if (rc == 0 && buckets[b] <= 256 && buckets[b] <= d->layout.n_logits_max) {
-            const struct ll_gemm_args head = {.kind = LL_GEMM_BF16_F32,
-                                              .y = d->logits,
-                                              .x = d->gathered,
-                                              .w = w->head,
-                                              .t = buckets[b],
-                                              .n = d->n_vocab_padded,
-                                              .k = d->shape.n_embd};
+            const struct ll_gemm_args head = head_args(d, w, buckets[b]);
             rc = ll_gemm_tune(&d->gemm, &head, d->stream, error);
         }
     }

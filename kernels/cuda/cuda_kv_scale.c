@@ -51,7 +51,7 @@ int ll_cuda_kv_scale_want(struct ll_device *d, const struct ll_tensor *tensor,
         if (w->kv_scale_host == NULL) {
             w->kv_scale_host = malloc(n * sizeof(float));
             if (w->kv_scale_host == NULL)
-                return -ENOMEM;
+                return ll_cuda_no_memory(error, "scales of the cache");
             for (size_t i = 0; i < n; i++)
                 w->kv_scale_host[i] = 1.0f;
         }

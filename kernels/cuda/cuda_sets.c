@@ -5,10 +5,10 @@
  *       and common graphs. Graphs hold addresses, and these never change, so that one captured
  *       before a reload is right after it
  *   S2  after the first seal a load touches its own set's memory and host copies of scales, the
- * load stream, the feed events and its staging. Streams, graphs, activations and the tuner are the
- *       step thread's
+ *       load stream, the feed events and its staging. Streams, graphs, activations and the tuner
+ *       are the step thread's
  *   S3  a load that needs what was not allocated (block scales, scales of the cache) is refused;
- * one that has no use for what there is finds it at 1 */
+ *       one that has no use for what there is finds it at 1 */
 #include "kernels/cuda/cuda_scales.h"
 #include "kernels/cuda/device.h"
 
@@ -52,7 +52,7 @@ int ll_cuda_set_lacks(struct ll_text *error, const char *what)
 {
     snprintf(error->s, sizeof(error->s),
              "CUDA: has %s, which the weights of the start have not, so that the second set was "
-             "reserved without",
+             "reserved without: start llringd with these weights",
              what);
     return LL_E_UNSUPPORTED;
 }

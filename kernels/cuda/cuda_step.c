@@ -248,9 +248,9 @@ static int check_size(const struct ll_device *d, const struct ll_batch *batch,
     return 0;
 }
 
-/* Tiles that the graph is made for. On 9.0 the prefill kernel's blocks take tiles while there are any:
- * there it is no more than the size of its grid, which the tokens t of the bucket decide (a row has two
- * at least), so graphs do not multiply. */
+/* Tiles that the graph is made for. On 9.0 the prefill kernel's blocks take tiles while there are
+ * any: there it is no more than the size of its grid, which the tokens t of the bucket decide (a
+ * row has two at least), so graphs do not multiply. */
 static uint32_t tile_bucket(const struct ll_device *d, uint32_t t, uint32_t n_tiles)
 {
     if (d->level >= 90)
@@ -260,32 +260,22 @@ static uint32_t tile_bucket(const struct ll_device *d, uint32_t t, uint32_t n_ti
 
 /* One graph launch: a system call of its own to the device, after all stores to the area: mapped
  * memory is coherent and the driver's doorbell write orders them. */
-static int launch(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
-                  bool has_decode, uint32_t weights, struct ll_text *error)
+static int launch(struct ll_device *d, const struct ll_cuda_size *size, struct ll_text *error)
 {
-    cudaGraphExec_t graph;
-
 #ifdef LL_CUDA_FAULTS
     if (ll_cuda_fault(d) < 0)
         return ll_cuda_fail(error, "fault", cudaGetLastError());
 #endif
-    const struct ll_cuda_size size = {n_tokens, n_logits, n_tiles, weights, has_decode};
-    int rc = ll_cuda_tp_post(d, &size, error);
-    if (rc < 0)
-        return rc;
-    if (!d->has_graphs)
-        return ll_cuda_forward(d, n_tokens, n_logits, n_tiles, has_decode, weights, error);
-    rc = ll_cuda_graph_get(d, n_tokens, n_logits, n_tiles, has_decode, weights, &graph, error);
-    if (rc < 0)
-        return rc;
-    cudaError_t s = cudaGraphLaunch(graph, d->stream);
-    return s == cudaSuccess ? 0 : ll_cuda_fail(error, "graph launch", s);
+    int rc = ll_cuda_tp_post(d, size, error);
+
+    return rc < 0 ? rc : ll_cuda_launch(d, size, error);
 }
 
 int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct ll_text *error)
 {
     if (d->sticky < 0) {
-        snprintf(error->s, sizeof(error->s), "the device failed before");
+        snprintf(error->s, sizeof(error->s),
+                 "CUDA: the device failed in an earlier step: start again");
         return d->sticky;
     }
     if (d->n_submitted - d->n_done >= 2)
@@ -318,9 +308,14 @@ int64_t ll_cuda_submit(struct ll_device *d, const struct ll_batch *batch, struct
     *(struct ll_cuda_counts *)area = counts;
 
     const uint32_t t = ll_cuda_token_bucket(at.token);
-    const uint32_t n_logits = ll_cuda_logit_bucket(at.logit, t),
-                   n_tiles = tile_bucket(d, t, counts.n_tiles);
-    rc = launch(d, t, n_logits, n_tiles, counts.n_decode > 0, batch->weights, error);
+    const struct ll_cuda_size size = {
+        .n_tokens = t,
+        .n_logits = ll_cuda_logit_bucket(at.logit, t),
+        .n_tiles = tile_bucket(d, t, counts.n_tiles),
+        .weights = batch->weights,
+        .has_decode = counts.n_decode > 0,
+    };
+    rc = launch(d, &size, error);
     if (rc < 0)
         return d->sticky = rc;
     struct ll_cuda_flight *flight = &d->flight[d->n_submitted % 2];
@@ -348,8 +343,11 @@ static int check_health(struct ll_device *d, struct ll_cuda_flight *flight, stru
         ll_warn("cuda: step %lld has run for 1 s", (long long)flight->ticket);
     }
     if (age_ns > 5 * LL_NS_PER_S) {
-        snprintf(error->s, sizeof(error->s), "step %lld has not ended within 5 s: the device hangs",
-                 (long long)flight->ticket);
+        snprintf(
+            error->s, sizeof(error->s),
+            "CUDA: step %lld has not ended within 5 s: the GPU hangs; the kernel's log (Xid) says "
+            "why",
+            (long long)flight->ticket);
         return d->sticky = LL_E_BACKEND;
     }
     return 0;
@@ -358,7 +356,8 @@ static int check_health(struct ll_device *d, struct ll_cuda_flight *flight, stru
 int ll_cuda_poll(struct ll_device *d, int64_t ticket, struct ll_result *out, struct ll_text *error)
 {
     if (d->sticky < 0) {
-        snprintf(error->s, sizeof(error->s), "the device failed before");
+        snprintf(error->s, sizeof(error->s),
+                 "CUDA: the device failed in an earlier step: start again");
         return d->sticky;
     }
     if (ticket <= 0 || ticket > d->n_submitted) {
@@ -417,8 +416,10 @@ int64_t ll_cuda_copy(struct ll_device *d, const struct ll_copy *list, uint32_t n
 
 int ll_cuda_copied(struct ll_device *d, int64_t ticket, struct ll_text *error)
 {
-    if (ticket <= 0 || ticket > d->n_copies)
+    if (ticket <= 0 || ticket > d->n_copies) {
+        snprintf(error->s, sizeof(error->s), "no page copy has ticket %lld", (long long)ticket);
         return LL_E_INVAL;
+    }
     /* Copies end in order: an event that was recorded anew answers for a later one, never earlier.
      */
     cudaError_t s = cudaEventQuery(d->copy_event[(ticket - 1) % LL_CUDA_COPIES_MAX]);

@@ -115,7 +115,7 @@ static int make_linear(struct ll_device *d, struct ll_cuda_linear *l, uint32_t r
         return rc;
     l->scale_host = calloc(rows, sizeof(float));
     if (l->scale_host == NULL)
-        return -ENOMEM;
+        return ll_cuda_no_memory(error, "scales of weights");
     return device_alloc(d, (void **)&l->scale, rows * sizeof(float), error);
 }
 
@@ -159,7 +159,7 @@ static int want_scale(struct ll_device *d, const struct place *p, const struct l
     int rc = ll_cuda_scale_room(p->linear);
     if (rc == 0 && d->widened == NULL) /* many tokens are multiplied by widened weights */
         rc = cudaMalloc(&d->widened, LL_CUDA_WIDENED) == cudaSuccess ? 0 : -ENOMEM;
-    return rc < 0 ? ll_cuda_fail(error, "block scales", cudaGetLastError()) : 0;
+    return rc < 0 ? ll_cuda_fail(error, "block scales", cudaErrorMemoryAllocation) : 0;
 }
 
 int ll_cuda_want(struct ll_device *d, const struct ll_tensor *tensor, struct ll_span *spans,
@@ -292,8 +292,11 @@ int ll_cuda_fed(struct ll_device *d, uint64_t ticket, struct ll_text *error)
 {
     if (ticket == 0)
         return 1;
-    if (ticket > (uint64_t)d->n_feeds)
+    if (ticket > (uint64_t)d->n_feeds) {
+        snprintf(error->s, sizeof(error->s), "no piece has ticket %llu",
+                 (unsigned long long)ticket);
         return LL_E_INVAL;
+    }
     /* As of page copies (cuda_step.c): an event recorded anew answers for a later piece. */
     cudaError_t s = cudaEventQuery(d->feed_event[(ticket - 1) % LL_CUDA_COPIES_MAX]);
     if (s == cudaSuccess)
@@ -345,8 +348,11 @@ static int warm(struct ll_device *d, uint32_t weights, struct ll_text *error)
          t = t < 8 ? t * 2 : t + 8) {
         cudaGraphExec_t graph;
         uint32_t bucket = ll_cuda_token_bucket(t);
-        rc = ll_cuda_graph_get(d, bucket, ll_cuda_logit_bucket(t, bucket), 0, true, weights, &graph,
-                               error);
+        const struct ll_cuda_size size = {.n_tokens = bucket,
+                                          .n_logits = ll_cuda_logit_bucket(t, bucket),
+                                          .weights = weights,
+                                          .has_decode = true};
+        rc = ll_cuda_graph_get(d, &size, &graph, error);
     }
     return rc;
 }
@@ -416,10 +422,11 @@ static int dummy_linear(struct ll_device *d, struct ll_cuda_linear *l, uint32_t 
     for (uint32_t k = cols; k > 1; k /= 4)
         spread *= 0.5f;
     if (l->dtype == LL_DTYPE_BF16)
-        return ll_cuda_random_bf16(l->w, n, spread, ++*seed, d->stream);
+        return ll_cuda_op(error, "random weights",
+                          ll_cuda_random_bf16(l->w, n, spread, ++*seed, d->stream));
     for (uint32_t i = 0; i < rows; i++)
         l->scale_host[i] = spread / 240.0f;
-    return ll_cuda_random_e4m3(l->w, n, ++*seed, d->stream);
+    return ll_cuda_op(error, "random weights", ll_cuda_random_e4m3(l->w, n, ++*seed, d->stream));
 }
 
 static int dummy_array(struct ll_device *d, void **array, uint64_t n, uint64_t *seed,
@@ -427,7 +434,9 @@ static int dummy_array(struct ll_device *d, void **array, uint64_t n, uint64_t *
 {
     int rc = device_alloc(d, array, n * 2, error);
 
-    return rc < 0 ? rc : ll_cuda_random_bf16(*array, n, 0.5f, ++*seed, d->stream);
+    return rc < 0 ? rc
+                  : ll_cuda_op(error, "random weights",
+                               ll_cuda_random_bf16(*array, n, 0.5f, ++*seed, d->stream));
 }
 
 int ll_cuda_weights_dummy(struct ll_device *d, uint32_t weights, struct ll_text *error)

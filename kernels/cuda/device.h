@@ -49,10 +49,13 @@ struct ll_cuda_weights {
     _Atomic bool is_sealed; /* the thread that loads writes it, the step thread looks */
 };
 
-struct ll_cuda_graph {
-    uint32_t n_tokens, n_logits, n_tiles;
+struct ll_cuda_size { /* of a step, padded to its buckets: what fixes its graph */
+    uint32_t n_tokens, n_logits, n_tiles, weights;
     bool has_decode;
-    uint32_t weights;
+};
+
+struct ll_cuda_graph {
+    struct ll_cuda_size size;
     cudaGraphExec_t exec;
 };
 
@@ -131,6 +134,15 @@ struct ll_device { /* a whole model's, or of one part of it (tp.h) */
 
 /* Records "<what>: <CUDA's words>" and returns -EIO (or -ENOMEM for an allocation). */
 int ll_cuda_fail(struct ll_text *error, const char *what, cudaError_t status);
+/* What a launcher of ops.h or comm.h gave back: 0, or a negative code whose reason is recorded. */
+int ll_cuda_op(struct ll_text *error, const char *what, int rc);
+/* Host memory ran out: records it, -ENOMEM. */
+int ll_cuda_no_memory(struct ll_text *error, const char *what);
+cudaError_t ll_cuda_zeroed(void **out, size_t size_bytes);
+
+/* Words of options.extra: "key=value" is there; the number of "device=N", 0 without. */
+bool ll_cuda_has_extra(const struct ll_backend_options *options, const char *key_value);
+int ll_cuda_first_gpu(const struct ll_backend_options *options);
 
 /* cuda_backend.c: one part, all but its KV pages; then those. shape is the part's, tp and rank are
  * NULL and 0 for a model in one piece. On failure nothing is left. */
@@ -178,15 +190,14 @@ int ll_cuda_kv_scale_seal(struct ll_device *d, struct ll_cuda_weights *w, struct
 const float *ll_cuda_kv_scale_of(const struct ll_device *d, const struct ll_cuda_weights *w,
                                  uint32_t layer);
 
-/* cuda_graph.c: the graph of a step of this size, captured at first use. */
+/* cuda_graph.c */
 uint32_t ll_cuda_token_bucket(uint32_t n_tokens);
 uint32_t ll_cuda_logit_bucket(uint32_t n_logits, uint32_t n_tokens_bucket);
-int ll_cuda_graph_get(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
-                      bool has_decode, uint32_t weights, cudaGraphExec_t *out,
+/* The graph of a step of this size, captured at first use. */
+int ll_cuda_graph_get(struct ll_device *d, const struct ll_cuda_size *size, cudaGraphExec_t *out,
                       struct ll_text *error);
-/* The same step launched kernel by kernel, for tests of graph against eager. */
-int ll_cuda_forward(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, uint32_t n_tiles,
-                    bool has_decode, uint32_t weights, struct ll_text *error);
+/* Launches such a step on the device's stream: its graph, or with "graph=0" kernel by kernel. */
+int ll_cuda_launch(struct ll_device *d, const struct ll_cuda_size *size, struct ll_text *error);
 int ll_cuda_tune(struct ll_device *d, uint32_t weights, struct ll_text *error);
 
 /* cuda_step.c */

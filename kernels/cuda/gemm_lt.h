@@ -6,7 +6,7 @@
  *     LL_GEMM_FP8         9.0: cuBLASLt applies both vectors (outer-vector scaling)
  *     LL_GEMM_FP8_TENSOR  8.9: it knows no vectors; a kernel applies them to its bf16 result
  *     LL_GEMM_W8A16       8.0: no 8-bit products; bf16 x e4m3, weights widened in pieces of
- * scratch; weights with block scales on any GPU
+ *                         scratch; weights with block scales on any GPU
  *
  * Row-major y is column-major y^T = w x^T, so cuBLASLt's A is w (transposed), its B is x. The FP8
  * form takes T in multiples of 16: rows past T are computed and never read, so x and y have room

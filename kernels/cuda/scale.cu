@@ -81,7 +81,7 @@ extern "C" int ll_cuda_widen(void *out, const void *w, const float *scale, const
 
 extern "C" uint32_t ll_cuda_level(void)
 {
-    static uint32_t known; /* one device a process */
+    static uint32_t known; /* of all GPUs of a process, which are of one kind; set at open */
     int device = 0, major = 0, minor = 0;
     cudaFuncAttributes made = {};
 

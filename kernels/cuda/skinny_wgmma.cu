@@ -21,8 +21,6 @@
 #include "kernels/cuda/skinny_wgmma.h"
 #include "kernels/cuda/skinny_wgmma.cuh"
 
-#include <cudaTypedefs.h>
-
 static constexpr int GROUPS = 2;                  /* warpgroups that multiply */
 static constexpr int THREADS = GROUPS * 128 + 32; /* and a warp that copies */
 static constexpr int ROWS = GROUPS * 64;          /* of w a tile */
@@ -343,7 +341,9 @@ struct plan {
  * than that needs. */
 static struct plan plan_for(uint32_t n, uint32_t k_bytes)
 {
-    static constexpr uint32_t N_SM = 132; /* of every sm_90a; others' would change a token's bits */
+    /* Of H100 SXM and H200. With fewer the same ranges run in turns: another number for each GPU
+     * would change a token's bits. */
+    static constexpr uint32_t N_SM = 132;
     struct plan p;
 
     p.n_blocks = k_bytes / LINE;
@@ -353,26 +353,11 @@ static struct plan plan_for(uint32_t n, uint32_t k_bytes)
     return p;
 }
 
-/* The driver's function, looked up once: the module opens where there is no driver. */
-static PFN_cuTensorMapEncodeTiled_v12000 encoder()
-{
-    static const PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
-        void *f = nullptr;
-        cudaDriverEntryPointQueryResult found;
-        return cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
-                                                cudaEnableDefault, &found) == cudaSuccess &&
-                       found == cudaDriverEntryPointSuccess
-                   ? (PFN_cuTensorMapEncodeTiled_v12000)f
-                   : nullptr;
-    }();
-    return encode;
-}
-
 /* Boxes of LINE bytes by box_rows of a row-major matrix; rows past the end come as zeros. */
 static int map_rows(CUtensorMap *map, const void *matrix, uint32_t rows, uint32_t row_bytes,
                     uint32_t box_rows)
 {
-    const PFN_cuTensorMapEncodeTiled_v12000 encode = encoder();
+    const PFN_cuTensorMapEncodeTiled_v12000 encode = tensor_map_encoder();
     const cuuint64_t size[2] = {row_bytes, rows}, stride[1] = {row_bytes};
     const cuuint32_t box[2] = {LINE, box_rows}, step[2] = {1, 1};
 
@@ -419,7 +404,7 @@ static int launch(const struct ll_skinny_wgmma_args *a, cudaStream_t stream)
 extern "C" bool ll_cuda_skinny_wgmma_fits(const struct ll_skinny_wgmma_args *a)
 {
     return ll_cuda_level() >= 90 && a->n_tokens <= LL_SKINNY_WGMMA_TOKENS_MAX && a->n % 16 == 0 &&
-           a->k % 128 == 0 && encoder() != nullptr;
+           a->k % 128 == 0 && tensor_map_encoder() != nullptr;
 }
 
 extern "C" void ll_cuda_skinny_wgmma_room(uint32_t n, uint32_t k, bool is_fp8, uint32_t n_tokens,

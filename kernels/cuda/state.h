@@ -65,7 +65,7 @@ struct ll_cuda_tile {
 struct ll_cuda_counts {
     uint32_t n_inits, n_page_sets, n_tokens, n_logits, n_decode, n_decode_items, n_tiles, n_rows;
     uint32_t step; /* low bits of the ticket: a wrong area is a bug that shows */
-    uint32_t prefill_next, prefill_done; /* device only: tiles taken, blocks done; 0 between kernels */
+    uint32_t prefill_next, prefill_done; /* device only: tiles taken, blocks done; else 0 */
     uint32_t reserved[5];
 };
 

@@ -9,11 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool has_option(const char *extra, const char *key_value)
-{
-    return extra != NULL && strstr(extra, key_value) != NULL;
-}
-
 int ll_cuda_tp_gpu(const struct ll_cuda_tp *tp, uint32_t rank)
 {
     return tp->form == LL_TP_PEER ? (int)rank : 0;
@@ -67,7 +62,7 @@ int ll_cuda_tp_embed(struct ll_device *d, uint32_t n_tokens, uint32_t n_logits, 
                            part->tables.token_slot, n_tokens, part->shape.n_embd,
                            part->rank * part->n_vocab_padded, part->shape.n_vocab, part->stream);
     }
-    return rc < 0 ? ll_cuda_fail(error, "embedding", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "embedding", rc);
 }
 
 int ll_cuda_tp_norm(struct ll_device *d, struct ll_comm_norm *args, struct ll_text *error)
@@ -81,8 +76,7 @@ int ll_cuda_tp_norm(struct ll_device *d, struct ll_comm_norm *args, struct ll_te
     args->n_ranks = d->tp->n_parts;
     for (uint32_t r = args->n_parts; r < args->n_ranks; r++) /* shard */
         args->delta[r] = args->delta[0];
-    int rc = ll_comm_norm_lockstep(args, d->stream);
-    return rc < 0 ? ll_cuda_fail(error, "sum over ranks", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "sum over ranks", ll_comm_norm_lockstep(args, d->stream));
 }
 
 int ll_cuda_tp_logits(struct ll_device *d, uint32_t n_logits, struct ll_text *error)
@@ -99,7 +93,7 @@ int ll_cuda_tp_logits(struct ll_device *d, uint32_t n_logits, struct ll_text *er
     else
         rc = ll_comm_logits_lockstep(d->logits_all, from, d->tp->n_parts, n_logits,
                                      d->n_vocab_padded, d->n_vocab_all, stride, d->stream);
-    return rc < 0 ? ll_cuda_fail(error, "logits", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "logits", rc);
 }
 
 /* ---- open, close ------------------------------------------------------------------------------*/
@@ -159,15 +153,14 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
                     const struct ll_model_shape *shape, struct ll_backend_caps *caps,
                     struct ll_text *error)
 {
-    const bool is_lockstep = has_option(options->extra, "tp=lockstep");
-    const bool is_shard = has_option(options->extra, "tp=shard");
+    const bool is_lockstep = ll_cuda_has_extra(options, "tp=lockstep");
+    const bool is_shard = ll_cuda_has_extra(options, "tp=shard");
     int rc = ll_cuda_ranks_check(shape, options->tensor_parallel, error);
 
     if (rc < 0)
         return rc;
     if (!is_lockstep && !is_shard) {
-        const char *at = options->extra != NULL ? strstr(options->extra, "device=") : NULL;
-        rc = ll_tp_peer_check(options->tensor_parallel, at != NULL ? atoi(at + 7) : 0, error);
+        rc = ll_tp_peer_check(options->tensor_parallel, ll_cuda_first_gpu(options), error);
         if (rc < 0)
             return rc;
     }
@@ -179,7 +172,7 @@ int ll_cuda_tp_open(struct ll_device **out, const struct ll_backend_options *opt
     }
     struct ll_cuda_tp *tp = calloc(1, sizeof(*tp));
     if (tp == NULL)
-        return -ENOMEM;
+        return ll_cuda_no_memory(error, "a model in parts");
     tp->form = is_lockstep ? LL_TP_LOCKSTEP : is_shard ? LL_TP_SHARD : LL_TP_PEER;
     tp->n_parts = options->tensor_parallel;
     tp->n_held = is_shard ? 1 : tp->n_parts;
@@ -349,8 +342,10 @@ int ll_cuda_tp_feed(struct ll_device *d, uint32_t weights, const struct ll_tenso
 static int is_done(struct ll_cuda_tp *tp, const struct ll_cuda_tp_tickets *tickets, int64_t ticket,
                    struct ll_text *error)
 {
-    if (ticket <= 0 || ticket > tickets->n)
+    if (ticket <= 0 || ticket > tickets->n) {
+        snprintf(error->s, sizeof(error->s), "no copy has ticket %lld", (long long)ticket);
         return LL_E_INVAL;
+    }
     for (uint32_t r = 0; r < tp->n_held; r++) {
         const int64_t one = tickets->of[(ticket - 1) % LL_TP_TICKETS][r];
         int rc = one == 0                 ? 1

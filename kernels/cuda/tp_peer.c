@@ -163,20 +163,8 @@ static void *worker_main(void *argument)
     pin_to(w->cpus);
     cudaSetDevice(d->gpu);
     while (await_post(w, taken)) {
-        const struct ll_cuda_size s = w->size[taken % LL_TP_POSTS];
-        int rc;
-        if (d->has_graphs) {
-            cudaGraphExec_t graph;
-            rc = ll_cuda_graph_get(d, s.n_tokens, s.n_logits, s.n_tiles, s.has_decode, s.weights,
-                                   &graph, &w->error);
-            if (rc == 0) {
-                cudaError_t status = cudaGraphLaunch(graph, d->stream);
-                rc = status == cudaSuccess ? 0 : ll_cuda_fail(&w->error, "graph launch", status);
-            }
-        } else {
-            rc = ll_cuda_forward(d, s.n_tokens, s.n_logits, s.n_tiles, s.has_decode, s.weights,
-                                 &w->error);
-        }
+        const struct ll_cuda_size size = w->size[taken % LL_TP_POSTS];
+        const int rc = ll_cuda_launch(d, &size, &w->error);
         /* Release, pairs with the acquires in post and health: the launch is made, or the error's
          * text is there. */
         if (rc < 0) {
@@ -283,13 +271,6 @@ int ll_tp_peer_health(struct ll_cuda_tp *tp, struct ll_text *error)
 }
 
 /* ---- connections ------------------------------------------------------------------------------*/
-static cudaError_t zeroed(void **out, size_t bytes)
-{
-    cudaError_t s = cudaMalloc(out, bytes);
-
-    return s == cudaSuccess ? cudaMemset(*out, 0, bytes) : s;
-}
-
 /* What others write into on this rank's GPU. */
 static cudaError_t make_inboxes(struct ll_cuda_tp *tp, uint32_t r)
 {
@@ -318,10 +299,10 @@ static cudaError_t make_inboxes(struct ll_cuda_tp *tp, uint32_t r)
                              ll_comm_inbox_clear(rows_in, rows_bytes, tp->part[r]->stream) < 0))
         s = cudaGetLastError();
     if (s == cudaSuccess)
-        s = zeroed((void **)&ids, (size_t)n_ids * 2 * sizeof(*ids));
+        s = ll_cuda_zeroed((void **)&ids, (size_t)n_ids * 2 * sizeof(*ids));
     uint32_t *arrived = NULL;
     if (s == cudaSuccess && r == 0)
-        s = zeroed((void **)&arrived, sizeof(*arrived));
+        s = ll_cuda_zeroed((void **)&arrived, sizeof(*arrived));
     if (s == cudaSuccess)
         s = cudaDeviceSynchronize();
     for (uint32_t other = 0; other < tp->n_parts; other++) {
@@ -344,7 +325,7 @@ int ll_tp_peer_open(struct ll_cuda_tp *tp, struct ll_text *error)
 
     tp->peer = aligned_alloc(64, ll_align_up(sizeof(*tp->peer), 64));
     if (tp->peer == NULL)
-        return -ENOMEM;
+        return ll_cuda_no_memory(error, "connections between GPUs");
     memset(tp->peer, 0, sizeof(*tp->peer));
     for (uint32_t r = 0; r < tp->n_parts; r++)
         gpu[r] = tp->part[r]->gpu;
@@ -427,8 +408,9 @@ int ll_tp_peer_begin(struct ll_cuda_tp *tp, struct ll_device *part, uint32_t n_t
     tp->peer->step[part->rank].form = form;
     tp->peer->step[part->rank].n_sums = 0;
     tp->peer->step[part->rank].n_tokens = n_tokens;
-    int rc = ll_comm_ids(end, part->tables.step, part->tables.token_id, n_tokens, part->stream);
-    return rc < 0 ? ll_cuda_fail(error, "ids", cudaGetLastError()) : 0;
+    return ll_cuda_op(
+        error, "ids",
+        ll_comm_ids(end, part->tables.step, part->tables.token_id, n_tokens, part->stream));
 }
 
 int ll_tp_peer_norm(struct ll_cuda_tp *tp, struct ll_device *part, struct ll_comm_norm *args,
@@ -454,5 +436,5 @@ int ll_tp_peer_norm(struct ll_cuda_tp *tp, struct ll_device *part, struct ll_com
         args->n_ranks = 1;
         rc = ll_comm_norm_lockstep(args, part->stream);
     }
-    return rc < 0 ? ll_cuda_fail(error, "sum over ranks", cudaGetLastError()) : 0;
+    return ll_cuda_op(error, "sum over ranks", rc);
 }

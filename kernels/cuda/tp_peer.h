@@ -11,17 +11,13 @@
 #define KERNELS_CUDA_TP_PEER_H
 
 #include "kernels/cuda/comm.h"
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/nccl.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 
 #define LL_TP_POSTS 4u
-
-struct ll_cuda_size { /* of a step: what fixes its graph */
-    uint32_t n_tokens, n_logits, n_tiles, weights;
-    bool has_decode;
-};
 
 struct ll_tp_worker {
     struct ll_device *part;

@@ -1,17 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* kernels/cuda/wgmma.cuh - the instructions of 9.0a: warpgroup products of 16-bit numbers, barriers
- * in shared memory, bulk copies.
+ * in shared memory, bulk copies, and the host's way to a tensor map.
  *
  * Operands lie in shared memory as rows of 128 bytes whose 16-byte chunks are XORed by row & 7
  * ("128-byte swizzle"), 8 rows an atom of 1024 bytes, atoms aligned to it. An accumulator a of 64 x
  * N: warp w of the warpgroup holds rows 16 w + lane / 4 (+ 8), a[4 n + 2 r + c] is row r of the
- * two, column 8 n + (lane % 4) * 2 + c. Only in code made for sm_90a. */
+ * two, column 8 n + (lane % 4) * 2 + c. Device code is there for sm_90a alone. */
 #ifndef KERNELS_CUDA_WGMMA_CUH
 #define KERNELS_CUDA_WGMMA_CUH
 
 #include "kernels/cuda/common.cuh"
 
 #include <cuda.h> /* CUtensorMap */
+#include <cudaTypedefs.h>
+
+/* The driver's function, asked of the runtime once, by whichever rank's thread comes first: no
+ * libcuda at link time, so the module opens where there is no driver. NULL: there is none. */
+static inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder()
+{
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
+        void *f = nullptr;
+        cudaDriverEntryPointQueryResult found;
+        return cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
+                                                cudaEnableDefault, &found) == cudaSuccess &&
+                       found == cudaDriverEntryPointSuccess
+                   ? (PFN_cuTensorMapEncodeTiled_v12000)f
+                   : nullptr;
+    }();
+    return encode;
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
