@@ -149,7 +149,8 @@ static uint32_t choose_pages(const struct ll_setup *setup, uint32_t pages_per_se
     uint64_t page_bytes =
         ll_setup_page_bytes(&setup->checkpoint.shape, o->kv_dtype != 0 ? o->kv_dtype : o->dtype);
     uint64_t free_bytes = ll_memory_available();
-    uint64_t weights_bytes = setup->checkpoint.weights_bytes * setup->options.n_weights;
+    uint64_t weights_bytes =
+        ll_setup_weights_bytes(setup, &setup->checkpoint) * setup->options.n_weights;
 
     if (setup->config->device == LL_DEVICE_FAKE)
         return (uint32_t)ll_min_u64(wanted, 65536);
@@ -325,9 +326,6 @@ int ll_setup_device(struct ll_setup *setup)
     o->struct_bytes = sizeof(*o);
     o->n_weights = config->reserves_weights ? 2 : 1;
     choose_dtypes(setup);
-    rc = choose_sizes(setup);
-    if (rc < 0)
-        return rc;
     o->tensor_parallel = config->tensor_parallel_size;
     o->n_threads = setup->topology.n_threads;
     o->cpus = setup->topology.worker;
@@ -337,6 +335,8 @@ int ll_setup_device(struct ll_setup *setup)
     o->seed = config->seed;
     o->extra = config->device == LL_DEVICE_FAKE ? config->fake : NULL;
     rc = choose_quantization(setup);
+    if (rc == 0)
+        rc = choose_sizes(setup); /* beside weights of that type */
     if (rc == 0)
         rc = choose_shard(setup);
     if (rc == 0)

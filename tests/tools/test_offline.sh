@@ -30,8 +30,6 @@ run 1 "$llring" inspect "$scratch/absent"
 says "$err" "no model directory" "absent"
 run 1 "$llring" inspect "$model/config.json"
 says "$err" "config.json is a file: give the model's directory"
-run 1 "$llring" quantize "$model" "$scratch/absent/deep"
-says "$err" "no directory can be made beside DST, $scratch/absent/deep"
 
 echo "-- quantize"
 mkdir made
@@ -69,7 +67,7 @@ run 1 "$llring" quantize made/fp8 made/twice
 says "$err" "quantised already (compressed-tensors)"
 run 1 "$llring" quantize "$scratch/absent" made/x
 run 1 "$llring" quantize "$model" "$scratch/no/where"
-says "$err" "No such file or directory"
+says "$err" "no directory can be made beside DST" "$scratch/no/where" "No such file or directory"
 run 2 "$llring" quantize "$model"
 mkdir full
 run 1 bash -c "ulimit -f 2000; exec '$llring' quantize '$model' full/fp8"
