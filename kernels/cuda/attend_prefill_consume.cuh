@@ -10,13 +10,6 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ static inline float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 template <bool F16> __device__ static inline uint32_t pack_pair(float low, float high)
 {
     if constexpr (F16) {

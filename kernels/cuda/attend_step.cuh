@@ -124,14 +124,6 @@ __device__ static inline uint32_t transposed(uint32_t x)
     return y;
 }
 
-__device__ static inline float exp2_fast(float x)
-{
-    float y;
-
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 /* Two bf16 numbers of a B fragment: as they are, or as f16, which ends at 65504. */
 template <bool FP8> __device__ static inline uint32_t fragment_pair(float low, float high)
 {

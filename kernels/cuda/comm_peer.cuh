@@ -5,13 +5,6 @@
 
 #include "kernels/cuda/comm.cuh"
 
-__device__ static inline uint64_t now_ns()
-{
-    uint64_t t;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-    return t;
-}
-
 __device__ static inline void push(uint4 *to, const uint4 &v)
 {
     asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.x), "r"(v.y),

@@ -105,6 +105,21 @@ template <int THREADS> __device__ static inline float block_max(float x)
     return top;
 }
 
+/* 2^x, below the least normal number 0. */
+__device__ static inline float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ static inline uint64_t now_ns()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+}
+
 __device__ static inline uint32_t smem_address(const void *p)
 {
     return (uint32_t)__cvta_generic_to_shared(p);

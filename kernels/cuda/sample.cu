@@ -354,11 +354,8 @@ __global__ void __launch_bounds__(THREADS)
         out->status = LL_ROW_OK;
         out->n_tokens = 1;
         t.slots[row.slot].last_token = id;
-        if (r.penalty != nullptr) {
-            uint16_t *word = t.penalty + (size_t)row.slot * a.n_vocab + id;
-            const uint32_t count = *word & 0x7fffu;
-            *word = (uint16_t)(0x8000u | (count < 0x7fffu ? count + 1 : count));
-        }
+        if (r.penalty != nullptr)
+            count_id(t.penalty + (size_t)row.slot * a.n_vocab + id);
     }
 }
 

@@ -87,4 +87,11 @@ __device__ static inline float noisy(float y, uint32_t bits)
     return __fsub_rn(y, logf(-logf(u)));
 }
 
+/* One more output of this id: its word of ll_cuda_tables.penalty. */
+__device__ static inline void count_id(uint16_t *word)
+{
+    const uint32_t count = *word & 0x7fffu;
+    *word = (uint16_t)(0x8000u | (count < 0x7fffu ? count + 1 : count));
+}
+
 #endif

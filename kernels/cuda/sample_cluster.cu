@@ -350,11 +350,8 @@ __device__ static inline void end_row(const ll_cuda_sample_args &a, const ll_cud
     out->status = LL_ROW_OK;
     out->n_tokens = 1;
     t.slots[m.row.slot].last_token = id;
-    if (m.slot.has_penalty && t.penalty != nullptr) {
-        uint16_t *word = t.penalty + (size_t)m.row.slot * a.n_vocab + id;
-        const uint32_t count = *word & 0x7fffu;
-        *word = (uint16_t)(0x8000u | (count < 0x7fffu ? count + 1 : count));
-    }
+    if (m.slot.has_penalty && t.penalty != nullptr)
+        count_id(t.penalty + (size_t)m.row.slot * a.n_vocab + id);
 }
 #endif
 

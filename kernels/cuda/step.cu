@@ -2,8 +2,8 @@
 /* kernels/cuda/step.cu - first and last kernel of a step: tables in, step number out.
  *
  * begin reads the mapped batch area (8 to ~100 KB over PCIe, once) and is the only kernel that
- * does. Tables are padded to the bucket with "none". Latency bound: about 2 us + bytes / 55 GB/s.
- */
+ * does. Tables are padded to the bucket with "none". Latency bound: a launch, then
+ * bytes over PCIe (not measured alone). */
 #include "kernels/cuda/common.cuh"
 
 static constexpr int THREADS = 256;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(THREADS)
     if (blockIdx.x == 0) {
         if (threadIdx.x == 0) {
             *t.counts = counts;
-            asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(*t.begin_ns));
+            *t.begin_ns = now_ns();
         }
         apply_changes(t, area, l, counts);
         __syncthreads();
@@ -84,9 +84,8 @@ __global__ void end_kernel(const ll_cuda_tables t, ll_cuda_done *done)
     pdl_release();
     pdl_wait();
     const uint32_t step = *t.step + 1;
-    uint64_t now;
+    const uint64_t now = now_ns();
 
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     done->device_ns[*t.step % LL_CUDA_AREAS] = now - *t.begin_ns;
 
     *t.step = step;
