@@ -39,6 +39,7 @@ static inline void *comm_new(const struct comm_world *w, uint32_t rank, size_t b
     comm_use(w, rank);
     comm_ok(cudaMalloc(&p, bytes > 0 ? bytes : 16), "cudaMalloc");
     comm_ok(cudaMemset(p, 0xff, bytes), "cudaMemset");
+    comm_ok(cudaDeviceSynchronize(), "cudaMemset"); /* the ranks' streams do not wait for it */
     return p;
 }
 

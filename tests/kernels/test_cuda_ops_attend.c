@@ -23,6 +23,11 @@ struct attend {
     uint32_t n_decode, n_items, n_tiles;
 };
 
+static uint32_t common_divisor(uint32_t a, uint32_t b)
+{
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
 static uint32_t round_up_pages(uint32_t n)
 {
     return (n + LL_PAGE_TOKENS - 1) / LL_PAGE_TOKENS;
@@ -48,7 +53,7 @@ static void make_attend(struct attend *a, uint32_t H, uint32_t K, uint32_t D, bo
     a->table = malloc((size_t)n_rows * a->pages_per_seq * sizeof(uint32_t));
     /* Pages in falling order, spread: nobody's neighbours are its own. Free entries are garbage. */
     uint32_t next = 0, stride = 7;
-    while (a->n_pages % stride == 0)
+    while (common_divisor(a->n_pages, stride) != 1)
         stride += 2;
     for (uint32_t r = 0; r < n_rows; r++)
         for (uint32_t p = 0; p < a->pages_per_seq; p++)
